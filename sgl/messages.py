@@ -7,7 +7,7 @@
        │                     EngineReady   ▼   │
        └── NewText Reply EngineReady ── detokenizer
 
-    every actor ── ActorReady ActorFailed ──▶ supervisor ── Drain ──▶ ingress
+    every actor ── ActorReady ActorFailed ──▶ supervisor ── Drain EngineDied ──▶ ingress
 
 Token ids, rows, positions and pages travel as the bytes of little-endian int32 (`pack`, `unpack`),
 log-probabilities as float32: a list of Python integers costs fifty times as much to decode.
@@ -299,6 +299,12 @@ class Drain(msgspec.Struct, frozen=True, tag=True, array_like=True):
     timeout_s: float
 
 
+class EngineDied(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Another actor has ended: tell every client, then end."""
+
+    message: str
+
+
 IngressToScheduler: TypeAlias = Generate | Abort | Control
 SchedulerToWorker: TypeAlias = StepPlan
 WorkerToScheduler: TypeAlias = WorkerReady | StepResult
@@ -306,4 +312,4 @@ SchedulerToDetokenizer: TypeAlias = OpenText | NewTokens | Reply | EngineReady
 DetokenizerToScheduler: TypeAlias = Stop
 DetokenizerToIngress: TypeAlias = NewText | Reply | EngineReady
 ActorToSupervisor: TypeAlias = ActorReady | ActorFailed
-SupervisorToIngress: TypeAlias = Drain
+SupervisorToIngress: TypeAlias = Drain | EngineDied

@@ -14,6 +14,7 @@ GREEDY_BELOW = 1e-6  # a temperature under this means: take the likeliest token
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_N = 128
+MAX_INT32 = 2**31 - 1
 
 
 class SamplingParams(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -94,15 +95,15 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, kw_only=True)
             raise InvalidRequestError(f"sampling_params: {error}") from None
 
     def _check_counts(self) -> None:
-        if self.max_new_tokens is not None and self.max_new_tokens < 0:
-            raise _refuse("max_new_tokens", "at least 0", self.max_new_tokens)
+        if self.max_new_tokens is not None and not 0 <= self.max_new_tokens <= MAX_INT32:
+            raise _refuse("max_new_tokens", f"from 0 to {MAX_INT32}", self.max_new_tokens)
         top = math.inf if self.max_new_tokens is None else self.max_new_tokens
         if not 0 <= self.min_new_tokens <= top:
             raise _refuse("min_new_tokens", "from 0 to max_new_tokens", self.min_new_tokens)
         if not 1 <= self.n <= MAX_N:
             raise _refuse("n", f"from 1 to {MAX_N}", self.n)
-        if self.top_k != -1 and self.top_k < 1:
-            raise _refuse("top_k", "-1 (off) or at least 1", self.top_k)
+        if self.top_k != -1 and not 1 <= self.top_k <= MAX_INT32:
+            raise _refuse("top_k", f"-1 (off) or from 1 to {MAX_INT32}", self.top_k)
         if self.seed is not None and not -(2**63) <= self.seed < 2**63:
             raise _refuse("seed", "a 64-bit integer", self.seed)
 

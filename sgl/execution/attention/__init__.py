@@ -1,0 +1,23 @@
+"""Attention back ends: `plan` once per step on the host, then `run` once per layer."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from sgl.execution.kv_cache import KvCache
+from sgl.execution.request_table import RequestTable
+from sgl.execution.step_layout import StepLayout
+
+
+class AttentionBackend(Protocol):
+    """Axes: T tokens of the step    H query heads    E head size"""
+
+    cache: KvCache
+
+    def plan(self, layout: StepLayout, table: RequestTable) -> None:
+        """Prepare for the step whose shape `layout` is; no device result is waited for."""
+
+    def run(self, layer_id: int, q_THE: Tensor) -> Tensor:
+        """Attend causally from every token to its request's KV, which is stored already."""

@@ -1,0 +1,308 @@
+"""The client's side of the engine, inside one event loop: calls in, growing answers out.
+
+    submit(call) ── Generate, one for each sample of each prompt ──▶ scheduler
+        │               Abort, Control
+        ▼
+    RunningCall ◀── receive(messages) ◀── NewText, Reply, EngineReady ── detokenizer
+
+Used by the ingress, and by `Engine` without HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Literal, Protocol, assert_never
+
+from sgl.actors.live_requests import LiveRequest, LiveRequests
+from sgl.actors.prompt_encoder import PromptEncoder, TextTokenizer
+from sgl.actors.prompt_limits import PromptLimits
+from sgl.actors.running_call import RunningCall
+from sgl.errors import EngineError, OverloadedError, RequestError
+from sgl.messages import (
+    Abort,
+    Control,
+    DetokenizerToIngress,
+    EngineReady,
+    Finish,
+    Generate,
+    IngressToScheduler,
+    NewText,
+    Reply,
+    TextDelta,
+)
+from sgl.metrics import RequestCounts
+from sgl.protocol.call import CLIENT_ABORT_STATUS, Answer, GenerationCall, PromptCall
+from sgl.sampling_params import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+ABORT_RETRY_S = 0.01
+
+
+class SchedulerSender(Protocol):
+    """Where requests go. False means that the ring is full and the message was not taken."""
+
+    def put(self, message: IngressToScheduler) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontOptions:
+    """What the front is told at the start.
+
+    max_live_requests   answers in the making at a time; more are refused with 503
+    max_batch_requests  answers that one call may ask for: prompts times n
+    stream_interval     text is sent every so many tokens
+    """
+
+    context_len: int
+    vocab_size: int
+    max_live_requests: int
+    max_batch_requests: int
+    stream_interval: int = 1
+    allow_auto_truncate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A prompt that passed all checks."""
+
+    call: PromptCall
+    rid: str
+    ids: array[int]
+    sampling: SamplingParams
+
+
+class Front:
+    """Submits calls to the engine and hands its answers to whoever waits for them."""
+
+    def __init__(
+        self,
+        to_scheduler: SchedulerSender,
+        tokenizer: TextTokenizer | None,
+        options: FrontOptions,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.counts = RequestCounts()
+        self.ready = asyncio.Event()
+        self.limits: PromptLimits | None = None
+        self.max_total_tokens = 0
+        self._to_scheduler = to_scheduler
+        self._encoder = PromptEncoder(tokenizer)
+        self._options = options
+        self._clock = clock
+        self._death: EngineError | None = None
+        self._request_ids = itertools.count(1)
+        self._live = LiveRequests(options.max_live_requests, options.max_batch_requests)
+        self._call_ids = itertools.count(1)
+        self._replies: dict[int, asyncio.Future[Reply]] = {}
+        self._unsent_aborts: list[Abort] = []
+
+    @property
+    def num_live(self) -> int:
+        """Answers in the making."""
+        return len(self._live)
+
+    @property
+    def is_dead(self) -> bool:
+        return self._death is not None
+
+    async def submit(self, call: GenerationCall) -> RunningCall:
+        """Start a call. All of it is checked before any of it is sent; raises RequestError."""
+        limits = self._open_limits()
+        with ExitStack() as undo:
+            rids = self._live.take(call, undo)
+            prompts = await self._encoder.encode(call, limits)
+            prepared = [
+                self._prepare(prompt, rid, ids, limits)
+                for prompt, rid, ids in zip(call.prompts, rids, prompts, strict=True)
+            ]
+            self._open_limits()  # the engine may have died meanwhile
+            running = self._start(call, prepared)
+            undo.pop_all()
+        return running
+
+    def abort(self, rid: str) -> bool:
+        """End the answers of a prompt, keeping their text; False if there are none."""
+        request_ids = self._live.named(rid)
+        self._abort_requests(request_ids, f"rid={rid} on request")
+        return bool(request_ids)
+
+    def abort_all(self) -> int:
+        """End every answer in the making; says how many there were."""
+        request_ids = [request_id for request_id, _ in self._live]
+        self._abort_requests(request_ids, "all on request")
+        return len(request_ids)
+
+    def fail_all(self, error: RequestError) -> None:
+        """Whoever waits gets `error` now; the engine is told to stop."""
+        for request_id, _ in self._live:
+            self._send_abort(request_id)
+        self._fail_live(error)
+
+    async def control(self, action: Literal["flush_cache", "abort_all"]) -> Reply:
+        """The engine's answer to an operator's wish."""
+        self._open_limits()
+        call_id = next(self._call_ids)
+        if not self._to_scheduler.put(Control(call_id, action)):
+            raise OverloadedError("the engine is busy: try again")
+        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._replies[call_id] = reply
+        try:
+            return await reply
+        finally:
+            self._replies.pop(call_id, None)
+
+    async def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until no answer is in the making; False if some still are."""
+        return await self._live.wait_idle(timeout_s)
+
+    def receive(self, messages: Iterable[DetokenizerToIngress]) -> None:
+        """Hand out what the engine sent."""
+        for message in messages:
+            match message:
+                case NewText():
+                    for delta in message.deltas:
+                        self._deliver(delta)
+                case Reply():
+                    reply = self._replies.get(message.call_id)
+                    if reply is not None and not reply.done():
+                        reply.set_result(message)
+                case EngineReady():
+                    self._open(message)
+                case _:
+                    assert_never(message)
+
+    def engine_died(self, reason: str) -> None:
+        """Everybody who waits gets an EngineError now, and so does everybody who comes."""
+        self._death = EngineError(f"the engine has stopped: {reason}")
+        self._fail_live(self._death)
+        for reply in self._replies.values():
+            if not reply.done():
+                reply.set_exception(self._death)
+
+    def close(self) -> None:
+        self._encoder.close()
+
+    def _open(self, ready: EngineReady) -> None:
+        self.max_total_tokens = ready.max_total_tokens
+        self.limits = PromptLimits(
+            context_len=self._options.context_len,
+            max_request_tokens=ready.max_request_tokens,
+            vocab_size=self._options.vocab_size,
+            allow_auto_truncate=self._options.allow_auto_truncate,
+        )
+        self.ready.set()
+
+    def _open_limits(self) -> PromptLimits:
+        if self._death is not None:
+            raise self._death
+        if self.limits is None:
+            raise OverloadedError("the model is still being loaded: try again in a few seconds")
+        return self.limits
+
+    def _prepare(
+        self, call: PromptCall, rid: str, ids: array[int], limits: PromptLimits
+    ) -> _Prepared:
+        ids = limits.cut(ids)
+        limits.check_logprobs(call.logprobs, len(ids))
+        return _Prepared(call, rid, ids, limits.sampling(call, len(ids)))
+
+    def _start(self, call: GenerationCall, prompts: Sequence[_Prepared]) -> RunningCall:
+        answers = [
+            Answer(
+                index=number * call.n + sample,
+                rid=prompt.rid if call.n == 1 else f"{prompt.rid}-{sample}",
+                prompt_ids=prompt.ids,
+                logprob_options=prompt.call.logprobs,
+            )
+            for number, prompt in enumerate(prompts)
+            for sample in range(call.n)
+        ]
+        running = RunningCall(answers, self._abandon)
+        sent: dict[int, LiveRequest] = {}
+        for answer in answers:
+            prompt = prompts[answer.index // call.n]
+            request_id = next(self._request_ids)
+            if not self._to_scheduler.put(self._message(request_id, prompt, call)):
+                for earlier in sent:
+                    self._send_abort(earlier)
+                raise OverloadedError("the engine's queue is full: try again later")
+            sent[request_id] = LiveRequest(
+                running, answer, prompt.rid, self._clock(), is_stream=call.stream
+            )
+        self._live.start(sent.items())
+        self.counts.num_requests += len(answers)
+        self.counts.num_prompt_tokens += sum(len(answer.prompt_ids) for answer in answers)
+        return running
+
+    def _message(self, request_id: int, prompt: _Prepared, call: GenerationCall) -> Generate:
+        return Generate(
+            request_id=request_id,
+            prompt_ids=prompt.ids.tobytes(),
+            sampling=prompt.sampling,
+            logprobs=prompt.call.logprobs,
+            namespace=call.namespace,
+            text_interval=self._options.stream_interval if call.stream else 0,
+        )
+
+    def _deliver(self, delta: TextDelta) -> None:
+        live = self._live.get(delta.request_id)
+        if live is None:
+            return  # aborted here; the engine had sent this before it heard of it
+        self._measure(live, delta)
+        live.call.add(live.answer, delta)
+        if delta.finish is not None:
+            self._live.forget(delta.request_id)
+
+    def _measure(self, live: LiveRequest, delta: TextDelta) -> None:
+        now, counts, num_tokens = self._clock(), self.counts, len(delta.token_ids) // 4
+        counts.num_generated_tokens += num_tokens
+        if num_tokens and live.is_stream:
+            if live.latest is None:
+                counts.time_to_first_token.observe(now - live.started)
+            else:
+                counts.inter_token_latency.observe((now - live.latest) / num_tokens, num_tokens)
+            live.latest = now
+        if delta.finish is not None:
+            counts.end_to_end_latency.observe(now - live.started)
+            counts.num_cached_tokens += max(delta.num_cached, live.answer.num_cached)
+            counts.num_aborted += delta.finish.kind == "abort"
+
+    def _abandon(self, call: RunningCall) -> None:
+        """The client of `call` has left."""
+        mine = [(request_id, live.rid) for request_id, live in self._live if live.call is call]
+        rids = ",".join(sorted({rid for _, rid in mine}))
+        self._abort_requests([request_id for request_id, _ in mine], f"rid={rids}: its client left")
+
+    def _abort_requests(self, request_ids: Sequence[int], reason: str) -> None:
+        if not request_ids:
+            return
+        logger.info("Abort %.200s (%d requests)", reason, len(request_ids))
+        finish = Finish("abort", message="Abort: on request", status=CLIENT_ABORT_STATUS)
+        for request_id in request_ids:
+            self._send_abort(request_id)
+            self._deliver(TextDelta(request_id, "", b"", finish))
+
+    def _send_abort(self, request_id: int) -> None:
+        """An abort is never dropped: where the ring is full, it is sent a little later."""
+        self._unsent_aborts.append(Abort(request_id))
+        if len(self._unsent_aborts) == 1:
+            self._send_aborts()
+
+    def _send_aborts(self) -> None:
+        while self._unsent_aborts and self._to_scheduler.put(self._unsent_aborts[0]):
+            del self._unsent_aborts[0]
+        if self._unsent_aborts and not self.is_dead:
+            asyncio.get_running_loop().call_later(ABORT_RETRY_S, self._send_aborts)
+
+    def _fail_live(self, error: RequestError) -> None:
+        for request_id, live in self._live:
+            live.call.fail(error)
+            self._live.forget(request_id)

@@ -1,0 +1,266 @@
+"""The processes of one engine: made together, ended together.
+
+    start ──▶ rings, status page ──▶ worker 0 … n, scheduler, detokenizer, ingress
+    poll ───▶ each says ActorReady, or why it cannot work
+    stop ───▶ the last started ends first; no process, folder or descriptor is left
+
+Without an ingress the caller (`sgl.Engine`) holds its ends of the rings. Children die with this
+process, whatever kills it (see `actor.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import assert_never
+
+from sgl.actors.actor import Bootstrap
+from sgl.actors.channel import Receiver, Sender
+from sgl.actors.ring import RingHandle, RingReader, RingWriter
+from sgl.actors.status_page import StatusPage
+from sgl.config import Device, ServerConfig
+from sgl.errors import ActorDiedError, ConfigError
+from sgl.hardware import choose_device, num_usable_cores
+from sgl.messages import (
+    ActorFailed,
+    ActorReady,
+    ActorToSupervisor,
+    Drain,
+    EngineDied,
+    SupervisorToIngress,
+)
+from sgl.model_files import resolve_model_path, resolve_tokenizer_path
+from sgl.models.config import ModelConfig
+
+logger = logging.getLogger(__name__)
+
+LAST_WORDS_S = 1.0  # what the ingress gets to tell its clients that the engine is gone
+KILL_AFTER_S = 2.0
+
+
+@dataclass(slots=True)
+class Child:
+    """A started actor."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    pidfd: int
+    reports: Receiver[ActorToSupervisor]
+    is_ready: bool = False
+
+    @property
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def describe_end(self) -> str:
+        code = self.process.returncode
+        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+        return f"the {self.name} process ended unexpectedly ({how})"
+
+
+class ActorGroup:
+    """Starts an engine's processes; `poll` is to be called until `is_ready`, and then on."""
+
+    def __init__(self, config: ServerConfig, *, has_ingress: bool = True) -> None:
+        self.config = config
+        self.children: list[Child] = []
+        self.rings: dict[str, RingHandle] = {}
+        workers = [f"worker{rank}" for rank in range(config.tp_size)]
+        ingress = ["ingress"] if has_ingress else []
+        self.names = [*workers, "scheduler", "detokenizer", *ingress]
+        self.status = StatusPage.create(self.names)
+        self._folder: Path | None = None
+        self._to_ingress: Sender[SupervisorToIngress] | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        return all(child.is_ready for child in self.children)
+
+    def start(self) -> None:
+        """Start all processes at once. Raises ConfigError for what can be seen to be wrong now."""
+        config = self.config
+        device = choose_device(
+            config.device, tp_size=config.tp_size, base_gpu_id=config.base_gpu_id
+        )
+        model_path = resolve_model_path(config)
+        _check_model(config, model_path)
+        if "ingress" in self.names:
+            _check_port(config)
+        self._folder = _make_private_folder()
+        self.rings = {ring: RingHandle.create() for ring in self._ring_names()}
+        self._to_ingress = Sender(RingWriter(self.rings["supervisor->ingress"]))
+        paths = {
+            "model": model_path,
+            "tokenizer": resolve_tokenizer_path(config, model_path),
+            "rendezvous": str(self._folder / "rendezvous"),
+        }
+        seed = random.getrandbits(62) if config.random_seed is None else config.random_seed
+        for name in self.names:
+            self.children.append(self._spawn(name, device, paths, seed))
+
+    def poll(self, timeout_s: float, other_fds: Sequence[int] = ()) -> None:
+        """Wait for news of the children, or for one of the other descriptors.
+
+        Raises ConfigError or ActorDiedError where a process cannot start, ActorDiedError where one
+        has ended.
+        """
+        poller = select.poll()
+        for fd in [*other_fds, *(child.pidfd for child in self.children)]:
+            poller.register(fd, select.POLLIN)
+        for child in self.children:
+            if not child.is_ready:
+                poller.register(child.reports.fileno(), select.POLLIN)
+        poller.poll(timeout_s * 1000)
+        for child in self.children:
+            has_ended = child.has_ended
+            for report in child.reports.receive():
+                self._take_report(child, report)
+            if has_ended:
+                raise ActorDiedError(child.describe_end())
+        if self._folder and self.is_ready:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def child(self, name: str) -> Child:
+        return next(child for child in self.children if child.name == name)
+
+    def drain(self, timeout_s: float) -> None:
+        """Let the ingress finish what runs; it ends by itself then."""
+        assert self._to_ingress
+        self._to_ingress.send(Drain(timeout_s))
+
+    def say_last_words(self, reason: str) -> None:
+        """Let the ingress tell its clients that the engine is gone."""
+        if "ingress" not in self.names or self.child("ingress").has_ended:
+            return
+        assert self._to_ingress
+        self._to_ingress.send(EngineDied(reason))
+        with suppress(subprocess.TimeoutExpired):
+            self.child("ingress").process.wait(LAST_WORDS_S)
+
+    def dump_stacks(self, names: Sequence[str]) -> None:
+        """Let these actors write the stacks of all their threads to stderr."""
+        for name in names:
+            self.child(name).process.send_signal(signal.SIGUSR1)
+
+    def stop(self) -> None:
+        """End all processes and give everything back. May be called more than once."""
+        for child in reversed(self.children):
+            child.process.terminate()
+        deadline = time.monotonic() + KILL_AFTER_S
+        for child in reversed(self.children):
+            try:
+                child.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.process.kill()  # stopped processes take no other signal
+                child.process.wait()
+            os.close(child.pidfd)
+        for ring in self.rings.values():
+            ring.close()
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self.children, self.rings = [], {}
+
+    def _take_report(self, child: Child, report: ActorToSupervisor) -> None:
+        match report:
+            case ActorReady():
+                child.is_ready = True
+                logger.debug("%s is ready. %s", child.name, report.note)
+            case ActorFailed(is_config=True):
+                raise ConfigError(report.message)
+            case ActorFailed():
+                raise ActorDiedError(f"the {child.name} process failed:\n{report.message}")
+            case _:
+                assert_never(report)
+
+    def _ring_names(self) -> list[str]:
+        to_workers = [f"scheduler->{name}" for name in self.names if name.startswith("worker")]
+        reports = [f"{name}->supervisor" for name in self.names]
+        return [
+            "ingress->scheduler",
+            "scheduler->detokenizer",
+            "detokenizer->scheduler",
+            "detokenizer->ingress",
+            "worker0->scheduler",
+            "supervisor->ingress",
+            *to_workers,
+            *reports,
+        ]
+
+    def _spawn(self, name: str, device: Device, paths: dict[str, str], seed: int) -> Child:
+        kind = name.rstrip("0123456789")
+        own = {ring: handle for ring, handle in self.rings.items() if name in ring.split("->")}
+        bootstrap = Bootstrap(
+            name=name,
+            rank=int(name.removeprefix(kind) or 0),
+            parent_pid=os.getpid(),
+            config=asdict(self.config),
+            rings={ring: handle.to_list() for ring, handle in own.items()},
+            status_fd=self.status.fd,
+            actor_names=self.names,
+            paths=paths,
+            device=device,
+            num_cores=num_usable_cores(),
+            random_seed=seed,
+        )
+        fd = bootstrap.to_memfd()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sgl.actors.actor", kind, str(fd)],
+            pass_fds=[fd, *bootstrap.inherited_fds()],
+            stdin=subprocess.DEVNULL,
+            env=_environment(),
+            process_group=0,  # Ctrl-C in a terminal is for the supervisor alone
+        )
+        os.close(fd)
+        reports = Receiver(RingReader(own[f"{name}->supervisor"]), ActorToSupervisor)
+        return Child(name, process, os.pidfd_open(process.pid), reports)
+
+
+def _environment() -> dict[str, str]:
+    """The parent's, with the folder this package was imported from, and gloo kept on this host."""
+    folder = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
+    defaults = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "MALLOC_ARENA_MAX": "2"}
+    return defaults | os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def _make_private_folder() -> Path:
+    """For the ranks to meet in; gone as soon as they have."""
+    parent = os.environ.get("XDG_RUNTIME_DIR")
+    is_usable = parent is not None and os.access(parent, os.W_OK)
+    return Path(tempfile.mkdtemp(prefix="sgl-", dir=parent if is_usable else None))
+
+
+def _check_model(config: ServerConfig, model_path: str) -> None:
+    """Find out at once, not in the middle of loading, what the model does not allow."""
+    model = ModelConfig.load(model_path, config.model_overrides)
+    if config.context_length and config.context_length > model.context_len:
+        raise ConfigError(
+            f"--context-length {config.context_length} is longer than the model's context of "
+            f"{model.context_len} tokens: lower it"
+        )
+
+
+def _check_port(config: ServerConfig) -> None:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {config.host} port {config.port}: {error.strerror}; stop what "
+                f"uses it or choose another, for instance --port {config.port + 1}"
+            ) from None

@@ -1,0 +1,257 @@
+"""The ingress actor: HTTP in front of the engine.
+
+    clients ◀── HTTP ──▶ Routes ──▶ Front ── Generate Abort Control ──▶ scheduler
+                           ▲         ▲
+    supervisor ── Drain ───┘         └── NewText Reply EngineReady ── detokenizer
+
+It listens from the start, so that probes get an answer while the model is loaded; it takes requests
+once a warm-up generation has gone through the whole engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, assert_never
+
+import uvloop
+from aiohttp import web
+
+from sgl.actors.access import Access
+from sgl.actors.channel import Inbox, TickSender
+from sgl.actors.connections import HeaderDeadline, StallWatch
+from sgl.actors.front import Front, FrontOptions
+from sgl.actors.gate import Gate, Phase
+from sgl.actors.middlewares import (
+    Handler,
+    add_headers,
+    check_access,
+    errors_as_json,
+    log_requests,
+    name_request,
+)
+from sgl.actors.routes import Routes, ServedModel, generate_quietly
+from sgl.config import ServerConfig
+from sgl.errors import ConfigError, EngineError
+from sgl.messages import DetokenizerToIngress, Drain, EngineDied, SupervisorToIngress
+from sgl.metrics import Metrics, StatusPage
+from sgl.protocol.chat_template import ChatTemplate
+from sgl.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from sgl.actors.actor import Context
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 2048
+HEADER_TIMEOUT_S = 10.0
+KEEPALIVE_S = 75.0
+FAREWELL_S = 2.0  # for handlers to write their last words
+WARM_UP_TOKENS = 8
+
+
+class Ingress:
+    """The HTTP server of one engine, from listening to the end of draining."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        model: ServedModel,
+        front: Front,
+        page: StatusPage,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._config = config
+        self._front = front
+        self._page = page
+        self._beat = beat
+        self._gate = Gate()
+        self._stall = StallWatch(config.watchdog_timeout)
+        self._deadline = HeaderDeadline(HEADER_TIMEOUT_S)
+        self._is_ending = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._has_tokenizer = model.tokenizer is not None
+        access = Access(config.api_key, config.admin_api_key, config.host)
+        routes = Routes(
+            config,
+            model,
+            front,
+            gate=self._gate,
+            access=access,
+            metrics=Metrics(front.counts, page, config.model_name),
+            stall=self._stall,
+        )
+        self._runner = web.AppRunner(
+            self._application(routes, access),
+            handler_cancellation=True,
+            access_log=None,
+            keepalive_timeout=KEEPALIVE_S,
+            shutdown_timeout=FAREWELL_S,
+        )
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Answer on `listener` until the server has been drained."""
+        await self._runner.setup()
+        await web.SockSite(self._runner, listener, backlog=BACKLOG).start()
+        watch = asyncio.create_task(self._watch())
+        warm_up = asyncio.create_task(self._warm_up(listener))
+        ending = asyncio.create_task(self._is_ending.wait())
+        try:
+            await asyncio.wait((warm_up, ending), return_when=asyncio.FIRST_COMPLETED)
+            if warm_up.done():
+                warm_up.result()
+            await ending
+        finally:
+            for task in (watch, warm_up, ending):
+                task.cancel()
+            await self._runner.cleanup()
+            self._front.close()
+
+    def receive(self, messages: Iterable[SupervisorToIngress]) -> None:
+        """Do what the supervisor asks for."""
+        for message in messages:
+            match message:
+                case Drain():
+                    self._spawn_drain(message.timeout_s)
+                case EngineDied():
+                    self._front.engine_died(message.message)
+                    self._spawn_drain(FAREWELL_S, delay_s=0.0)
+                case _:
+                    assert_never(message)
+
+    async def drain(self, timeout_s: float, delay_s: float) -> None:
+        """Say goodbye: not ready, then nothing new, then whatever still runs is ended."""
+        self._gate.phase = Phase.LEAVING
+        await asyncio.sleep(delay_s)
+        self._gate.phase = Phase.CLOSED
+        if not await self._front.wait_idle(timeout_s):
+            logger.warning("Abort of %d requests: the time to finish is up", self._front.num_live)
+            self._front.fail_all(EngineError("server_shutdown: the server was stopped"))
+        self._is_ending.set()
+
+    def _spawn_drain(self, timeout_s: float, delay_s: float | None = None) -> None:
+        delay_s = self._config.drain_delay if delay_s is None else delay_s
+        task = asyncio.create_task(self.drain(timeout_s, delay_s))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _application(self, routes: Routes, access: Access) -> web.Application:
+        app = web.Application(client_max_size=int(self._config.max_body_mb * 1e6))
+        levels = routes.add_to(app)
+        app.middlewares.append(name_request)
+        app.middlewares.append(self._mark_served)
+        if self._config.log_requests:
+            app.middlewares.append(log_requests())
+        app.middlewares.append(check_access(access, levels))
+        app.middlewares.append(errors_as_json)
+        app.on_response_prepare.append(add_headers)
+        return app
+
+    async def _warm_up(self, listener: socket.socket) -> None:
+        await self._front.ready.wait()
+        prompt: str | list[int] = "The capital city of France is" if self._has_tokenizer else [0]
+        await generate_quietly(self._front, prompt, WARM_UP_TOKENS)
+        if self._gate.phase is Phase.LOADING:
+            self._gate.phase = Phase.OPEN
+            logger.info("The server is fired up and ready to roll!\n%s", self._greeting(listener))
+
+    def _greeting(self, listener: socket.socket) -> str:
+        url = f"http://{_reachable(self._config.host)}:{listener.getsockname()[1]}"
+        key = ' -H "Authorization: Bearer $API_KEY"' if self._config.api_key else ""
+        prompt = '"text": "The capital of France is"' if self._has_tokenizer else '"input_ids": [0]'
+        return (
+            f"\n  It listens on {url}. Try it:\n\n"
+            f'  curl {url}/generate -H "Content-Type: application/json"{key} \\\n'
+            f"    -d '{{{prompt}, "
+            '"sampling_params": {"temperature": 0, "max_new_tokens": 16}}\'\n'
+        )
+
+    @web.middleware
+    async def _mark_served(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self._deadline.mark_served(request.protocol)
+        return await handler(request)
+
+    async def _watch(self) -> None:
+        """Once a second: connections that send nothing, an engine that hangs."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._beat()
+            await asyncio.sleep(1.0)
+            now = loop.time()
+            self._stall.look(self._page.read(), now)
+            if self._runner.server is not None:
+                self._deadline.sweep(self._runner.server.connections, now)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; raises ConfigError if the address cannot be had."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}, port {port}: {error.strerror or error}. Choose another "
+            "--port or --host, or stop the program that has it"
+        ) from None
+    return listener
+
+
+def run(context: Context) -> None:
+    """The process."""
+    uvloop.run(_run(context))
+
+
+async def _run(context: Context) -> None:
+    config, loop = context.config, asyncio.get_running_loop()
+    tokenizer = context.load_tokenizer()
+    model = ServedModel(
+        path=context.bootstrap.paths["model"],
+        tokenizer_path=context.bootstrap.paths["tokenizer"],
+        context_len=context.context_len,
+        tokenizer=tokenizer,
+        chat_template=_chat_template(config.chat_template, tokenizer),
+    )
+    front = Front(
+        TickSender(loop, context.sender("ingress->scheduler")),
+        tokenizer,
+        FrontOptions(
+            context_len=context.context_len,
+            vocab_size=context.model_config.vocab_size,
+            max_live_requests=config.max_queue_requests + context.limits.max_running_requests,
+            max_batch_requests=config.max_batch_requests,
+            stream_interval=config.stream_interval,
+            allow_auto_truncate=config.allow_auto_truncate,
+        ),
+    )
+    ingress = Ingress(config, model, front, context.status, partial(context.status.beat, "ingress"))
+    inbox = Inbox(loop)
+    inbox.add(context.receiver("detokenizer->ingress", DetokenizerToIngress), front.receive)
+    inbox.add(context.receiver("supervisor->ingress", SupervisorToIngress), ingress.receive)
+    listener = listen(config.host, config.port)
+    context.ready(f"listening on {config.host}, port {config.port}")
+    await ingress.serve(listener)
+    inbox.close()
+
+
+def _chat_template(name: str | None, tokenizer: Tokenizer | None) -> ChatTemplate | None:
+    """The one asked for, or the model's own."""
+    if tokenizer is None:
+        return None
+    if name is not None:
+        return ChatTemplate.load(name, tokenizer.bos_token, tokenizer.eos_token)
+    if tokenizer.chat_template is None:
+        return None
+    return ChatTemplate(tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token)
+
+
+def _reachable(host: str) -> str:
+    """An address that a client on this machine can use."""
+    if host in ("0.0.0.0", "::", ""):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,419 @@
+"""A byte queue in shared memory between two processes: one writes, one reads, nobody locks.
+
+    memory    0                                                             capacity
+              │ record │ record │ record │ ... free ... │ record │ record │ pad │
+
+    record    0         4          6           8         12          16       16+len  multiple of 8
+              │ u32 len │ u16 type │ u16 flags │ u32 seq │ u32 check │ body ... │ unused │
+                        check: the other three words, xored and inverted
+
+              writer ── data eventfd:   + records published ──▶ reader
+              writer ◀── credit eventfd: + bytes freed ──────── reader
+              writer ── socket: descriptors of large bodies ──▶ reader
+
+The memory is one sealed memfd: it has no name that could be left behind, and nobody can shrink it.
+Each side keeps its cursor to itself. The writer copies records into bytes it knows to be free and
+adds their number to `data`; the reader takes that number, parses exactly so many records, and adds
+the bytes it is done with to `credit`. No index is shared, so none can be read too early.
+
+Memory ordering: every hand-over is a pair of system calls on one kernel object. `eventfd_write`
+takes and releases the lock of the eventfd after all loads and stores its caller did before;
+`eventfd_read` takes the same lock before all those its caller does next. Releasing and acquiring
+one lock orders them on every architecture: a reader that sees the count sees the records, and a
+writer that sees the credit overwrites bytes only after they were read. A process killed at any
+instruction has therefore published whole records or nothing.
+
+A record never wraps. Where it does not fit before the end, a pad record (not counted, with the
+sequence number of the record that follows) fills the rest and it starts at 0; a rest too short for
+a header is skipped by both sides. A body too long for the ring travels in a memfd of its own, sent
+over the socket before its record is published, so order is kept; the record's body is then the
+length. How many such bodies are on their way, and how many bytes, is bounded.
+
+Credit is returned in batches of a quarter of the capacity. What is held back blocks nobody: a
+record takes at most 3/8 and wastes less than that before the end, which fits into the other 3/4.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+from sgl.errors import SglError
+
+HEADER_LEN = 16
+MIN_CAPACITY = 256
+MAX_INSIDE_LEN = 64 * 1024
+MAX_OUTSIDE_BODIES = 64
+MAX_OUTSIDE_BYTES = 256 * 1024 * 1024
+
+_HEADER = struct.Struct("<IIII")  # length, kind, sequence number, check
+_INSIDE = 0x0000_0001  # the kind holds the type in its low half and the flags in its high half
+_OUTSIDE = 0x0001_0001
+_PAD = 0x0000_0002
+_OUTSIDE_LEN = struct.Struct("<Q")  # the body of an outside record
+_OUTSIDE_RECORD_LEN = HEADER_LEN + _OUTSIDE_LEN.size
+_LABEL = struct.Struct("<QQ")  # sent with a descriptor: number of the record, length of the body
+_DESCRIPTOR = struct.Struct("=i")
+_U32 = 0xFFFF_FFFF
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_READER_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ECONNREFUSED)
+
+
+class RingCorruptError(SglError):
+    """The bytes in a ring are not what its writer can have written: the reader must not go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class RingHandle:
+    """What a process must inherit to open one end of a ring: plain numbers.
+
+    The handle owns its descriptors. `RingWriter` and `RingReader` duplicate those they need, so
+    the handle may be closed as soon as an end is open or the process that opens it has started.
+    """
+
+    memory_fd: int
+    data_fd: int
+    credit_fd: int
+    writer_socket_fd: int
+    reader_socket_fd: int
+    capacity: int
+
+    @classmethod
+    def create(cls, capacity: int = 1 << 20) -> RingHandle:
+        """A new, empty ring of `capacity` bytes."""
+        if capacity < MIN_CAPACITY or capacity % 8:
+            raise ValueError(
+                f"the capacity must be a multiple of 8 and at least {MIN_CAPACITY}, got {capacity}"
+            )
+        memory_fd = os.memfd_create("sgl-ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(memory_fd, capacity)
+        fcntl.fcntl(memory_fd, fcntl.F_ADD_SEALS, _SEALS)
+        data_fd, credit_fd = (os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2))
+        ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return cls(memory_fd, data_fd, credit_fd, ends[0].detach(), ends[1].detach(), capacity)
+
+    @classmethod
+    def from_list(cls, numbers: Sequence[int]) -> RingHandle:
+        return cls(*numbers)
+
+    def to_list(self) -> list[int]:
+        return list(astuple(self))
+
+    def fds(self) -> tuple[int, ...]:
+        return astuple(self)[:-1]
+
+    def close(self) -> None:
+        for fd in self.fds():
+            os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class WriterStatistics:
+    """`num_bytes_used` includes up to a quarter of the capacity that is free but not returned."""
+
+    num_records: int
+    num_published: int
+    num_refused: int
+    num_bytes_used: int
+    num_outside_bytes: int
+    capacity: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderStatistics:
+    """`num_wakeups` counts the drains that found records; `num_bytes` is headers and all."""
+
+    num_records: int
+    num_wakeups: int
+    num_bytes: int
+
+
+class RingWriter:
+    """The writing end. A record that was put is invisible to the reader until `flush`."""
+
+    def __init__(self, handle: RingHandle, max_outside_bytes: int = MAX_OUTSIDE_BYTES) -> None:
+        self._memory = _map(handle, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._data_fd = os.dup(handle.data_fd)
+        self._credit_fd = os.dup(handle.credit_fd)
+        self._socket = _open_socket(handle.writer_socket_fd)
+        self._capacity = handle.capacity
+        self._max_inside_len = min(MAX_INSIDE_LEN, (handle.capacity * 3 // 8 & -8) - HEADER_LEN)
+        self._max_outside_bytes = max_outside_bytes
+        self._outside: deque[tuple[int, int]] = deque()  # bodies in flight: end of record, length
+        self._num_outside_bytes = 0
+        self._num_written = 0  # bytes since the ring was made, as are those freed
+        self._num_freed = 0
+        self._num_records = 0
+        self._num_published = 0
+        self._num_refused = 0
+
+    def put(self, body: bytes) -> bool:
+        """Copy one record into the ring; False means that it is full and nothing was written.
+
+        A full ring empties only as far as it was flushed.
+        """
+        body_len = len(body)
+        if body_len > self._max_inside_len:
+            return self._put_outside(body)
+        record_len = (HEADER_LEN + body_len + 7) & -8
+        start = self._num_written % self._capacity
+        if (
+            start + record_len > self._capacity
+            or self._num_written + record_len - self._num_freed > self._capacity
+        ):
+            if not self._make_room(record_len):
+                return self._refuse()
+            start = self._num_written % self._capacity
+        self._write(start, body, _INSIDE)
+        return True
+
+    def flush(self) -> None:
+        """Publish what was put since the last flush."""
+        if num_new := self._num_records - self._num_published:
+            os.eventfd_write(self._data_fd, num_new)
+            self._num_published = self._num_records
+
+    def fileno(self) -> int:
+        """Readable once the reader has freed bytes after a `put` was refused."""
+        return self._credit_fd
+
+    def close(self) -> None:
+        self._memory.close()
+        self._socket.close()
+        os.close(self._data_fd)
+        os.close(self._credit_fd)
+
+    def statistics(self) -> WriterStatistics:
+        self._collect_credit()
+        return WriterStatistics(
+            num_records=self._num_records,
+            num_published=self._num_published,
+            num_refused=self._num_refused,
+            num_bytes_used=self._num_written - self._num_freed,
+            num_outside_bytes=self._num_outside_bytes,
+            capacity=self._capacity,
+        )
+
+    def _make_room(self, record_len: int) -> bool:
+        """Collect credit and move on to where the record fits; False where there is too little."""
+        rest = self._capacity - self._num_written % self._capacity
+        needed = record_len if record_len <= rest else rest + record_len
+        if self._num_written + needed - self._num_freed > self._capacity:
+            self._collect_credit()
+            if self._num_written + needed - self._num_freed > self._capacity:
+                return False
+        if record_len > rest:
+            self._skip(rest)
+        return True
+
+    def _skip(self, rest: int) -> None:
+        """Leave the last bytes of the memory unused: the next record starts at 0."""
+        if rest >= HEADER_LEN:
+            self._write_header(self._capacity - rest, rest - HEADER_LEN, _PAD)
+        self._num_written += rest
+
+    def _write(self, start: int, body: bytes, kind: int) -> None:
+        body_len = len(body)
+        self._write_header(start, body_len, kind)
+        self._memory[start + HEADER_LEN : start + HEADER_LEN + body_len] = body
+        self._num_written += (HEADER_LEN + body_len + 7) & -8
+        self._num_records += 1
+
+    def _write_header(self, start: int, body_len: int, kind: int) -> None:
+        sequence = self._num_records & _U32
+        check = body_len ^ kind ^ sequence ^ _U32
+        _HEADER.pack_into(self._memory, start, body_len, kind, sequence, check)
+
+    def _refuse(self) -> bool:
+        self._num_refused += 1
+        return False
+
+    def _collect_credit(self) -> None:
+        self._num_freed += _take(self._credit_fd)
+        while self._outside and self._outside[0][0] <= self._num_freed:
+            _, body_len = self._outside.popleft()
+            self._num_outside_bytes -= body_len
+
+    def _put_outside(self, body: bytes) -> bool:
+        if not (
+            self._has_room_outside(len(body))
+            and self._make_room(_OUTSIDE_RECORD_LEN)
+            and self._send_outside(body)
+        ):
+            return self._refuse()
+        start = self._num_written % self._capacity
+        self._write(start, _OUTSIDE_LEN.pack(len(body)), _OUTSIDE)
+        self._outside.append((self._num_written, len(body)))
+        self._num_outside_bytes += len(body)
+        return True
+
+    def _has_room_outside(self, body_len: int) -> bool:
+        """A body over the limit may travel alone: every message can be sent."""
+        self._collect_credit()
+        return not self._outside or (
+            len(self._outside) < MAX_OUTSIDE_BODIES
+            and self._num_outside_bytes + body_len <= self._max_outside_bytes
+        )
+
+    def _send_outside(self, body: bytes) -> bool:
+        fd = os.memfd_create("sgl-body", os.MFD_CLOEXEC)
+        try:
+            _write_all(fd, body)
+            label = _LABEL.pack(self._num_records, len(body))
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(fd))
+            self._socket.sendmsg([label], [rights], socket.MSG_DONTWAIT)
+        except OSError as error:
+            # Both pass: the queue of the socket, or of descriptors in flight, is at its limit.
+            # A reader that is gone looks like one that is slow; who watches its pidfd learns more.
+            if error.errno in (errno.EAGAIN, errno.ETOOMANYREFS, *_READER_GONE):
+                return False
+            raise
+        finally:
+            os.close(fd)
+        return True
+
+
+class RingReader:
+    """The reading end."""
+
+    def __init__(self, handle: RingHandle) -> None:
+        self._memory = _map(handle, mmap.PROT_READ)
+        self._data_fd = os.dup(handle.data_fd)
+        self._credit_fd = os.dup(handle.credit_fd)
+        self._socket = _open_socket(handle.reader_socket_fd)
+        self._capacity = handle.capacity
+        self._num_read = 0  # bytes since the ring was made, as are those given back
+        self._num_returned = 0
+        self._num_records = 0
+        self._num_wakeups = 0
+
+    def drain(self) -> list[bytes]:
+        """The bodies of all records published so far; never waits.
+
+        Raises RingCorruptError, after which the reader is of no use.
+        """
+        num_new = _take(self._data_fd)
+        if num_new == 0:
+            return []
+        self._num_wakeups += 1
+        return [self._next_body() for _ in range(num_new)]
+
+    def fileno(self) -> int:
+        """Readable when there is something to drain."""
+        return self._data_fd
+
+    def close(self) -> None:
+        self._memory.close()
+        self._socket.close()
+        os.close(self._data_fd)
+        os.close(self._credit_fd)
+
+    def statistics(self) -> ReaderStatistics:
+        return ReaderStatistics(self._num_records, self._num_wakeups, self._num_read)
+
+    def _next_body(self) -> bytes:
+        start = self._num_read % self._capacity
+        body_len, kind = self._header_at(start)
+        if kind == _PAD:
+            self._num_read += self._capacity - start
+            start = 0
+            body_len, kind = self._header_at(start)
+        body = self._memory[start + HEADER_LEN : start + HEADER_LEN + body_len]
+        if kind != _INSIDE:
+            body = self._receive_outside(start, kind, body)
+        self._num_read += (HEADER_LEN + body_len + 7) & -8
+        self._num_records += 1
+        if kind != _INSIDE or self._num_read - self._num_returned >= self._capacity // 4:
+            self._return_credit()
+        return body
+
+    def _header_at(self, start: int) -> tuple[int, int]:
+        """Length and kind of the record at `start`, checked."""
+        max_body_len = self._capacity - start - HEADER_LEN
+        if max_body_len < 0:
+            return 0, _PAD
+        body_len, kind, sequence, check = _HEADER.unpack_from(self._memory, start)
+        if (
+            sequence != self._num_records & _U32
+            or body_len ^ kind ^ sequence ^ check != _U32
+            or body_len > max_body_len
+        ):
+            raise self._corrupt(start)
+        return body_len, kind
+
+    def _receive_outside(self, start: int, kind: int, record: bytes) -> bytes:
+        if kind != _OUTSIDE or len(record) != _OUTSIDE_LEN.size:
+            raise self._corrupt(start)
+        (body_len,) = _OUTSIDE_LEN.unpack(record)
+        fd = self._receive_descriptor(start, _LABEL.pack(self._num_records, body_len))
+        try:
+            return _read_all(fd, body_len)
+        finally:
+            os.close(fd)
+
+    def _receive_descriptor(self, start: int, expected_label: bytes) -> int:
+        flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+        try:
+            label, ancillary, _, _ = self._socket.recvmsg(
+                _LABEL.size, socket.CMSG_LEN(_DESCRIPTOR.size), flags
+            )
+        except BlockingIOError:
+            raise self._corrupt(start) from None
+        if label != expected_label:
+            raise self._corrupt(start)
+        if not ancillary:
+            raise OSError(errno.EMFILE, "no descriptor left for a large message: raise `ulimit -n`")
+        (fd,) = _DESCRIPTOR.unpack(ancillary[0][2])
+        return int(fd)
+
+    def _return_credit(self) -> None:
+        os.eventfd_write(self._credit_fd, self._num_read - self._num_returned)
+        self._num_returned = self._num_read
+
+    def _corrupt(self, start: int) -> RingCorruptError:
+        header = bytes(self._memory[start : start + HEADER_LEN]).hex(" ", 4)
+        return RingCorruptError(
+            f"record {self._num_records} at byte {start} of a ring has the header {header}: "
+            "something else than its writer wrote there"
+        )
+
+
+def _map(handle: RingHandle, protection: int) -> mmap.mmap:
+    flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+    return mmap.mmap(handle.memory_fd, handle.capacity, flags=flags, prot=protection)
+
+
+def _open_socket(fd: int) -> socket.socket:
+    return socket.socket(fileno=os.dup(fd))
+
+
+def _take(eventfd: int) -> int:
+    """What was added to an eventfd since the last call."""
+    try:
+        return os.eventfd_read(eventfd)
+    except BlockingIOError:
+        return 0
+
+
+def _write_all(fd: int, body: bytes) -> None:
+    rest = memoryview(body)
+    while rest:  # one call writes at most 2 GiB
+        rest = rest[os.write(fd, rest) :]
+
+
+def _read_all(fd: int, body_len: int) -> bytes:
+    parts: list[bytes] = []
+    num_read = 0
+    while num_read < body_len:
+        parts.append(part := os.pread(fd, body_len - num_read, num_read))
+        if not part:
+            raise RingCorruptError(f"a body of {body_len} bytes ended after {num_read}")
+        num_read += len(part)
+    return b"".join(parts)

@@ -1,0 +1,233 @@
+"""Attention in plain torch: the reference on a GPU, and what the CPU runs.
+
+A step's requests are put into pieces of similar shape; each piece is one padded call per layer.
+The query heads of a KV head stand as further queries of it, so grouped-query attention needs no
+copy of keys and values. A prefix that many requests share is a piece of its own.
+
+Axes: T tokens    H query heads    K key/value heads    G = H / K    E head size
+      b sequences of a piece    Q queries of each, padded    L keys of each, padded
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgl.execution.attention.shared_prefix import Cluster, find_clusters
+from sgl.execution.kv_cache import KvCache
+from sgl.execution.request_table import RequestTable
+from sgl.execution.step_layout import StepLayout
+from sgl.kernels.attention import attention, attention_with_lse, merge_attention
+from sgl.models.batch import AttentionSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One padded attention call.
+
+    tokens     which of the T tokens the b * Q queries are (padding repeats the last of its
+               sequence); None: all of them, in order
+    slots      slots of the b * L keys, or a slice of the cache where they lie end to end
+    mask       added to the scores, [b, 1, G * Q, L]; None if every query sees every key
+    valid      which of the b * Q queries are no padding; None: all
+    prefix     the piece with the keys before these, if they are shared with other requests
+    """
+
+    tokens: Tensor | None
+    slots: Tensor | slice
+    mask: Tensor | None
+    valid: Tensor | None
+    shape: tuple[int, int, int]
+    prefix: Piece | None = None
+
+
+class TorchAttention:
+    """An `AttentionBackend`."""
+
+    def __init__(self, layers: list[AttentionSpec], cache: KvCache) -> None:
+        self.layers = layers
+        self.cache = cache
+        self.windows = {spec.window for spec in layers}
+        self.group_size = layers[0].num_heads // layers[0].num_kv_heads
+        self.pieces: dict[int | None, list[Piece]] = {}
+
+    def plan(self, layout: StepLayout, table: RequestTable) -> None:
+        """Divide the step into pieces, for each window that a layer has."""
+        planner = _Planner(layout, table, self.cache, self.group_size)
+        self.pieces = {window: list(planner.pieces(window)) for window in self.windows}
+
+    def run(self, layer_id: int, q_THE: Tensor) -> Tensor:
+        """[T, H, E] -> [T, H, E]."""
+        pieces = self.pieces[self.layers[layer_id].window]
+        if pieces[0].tokens is None:
+            return self._attend(layer_id, pieces[0], q_THE)
+        o_THE = torch.empty_like(q_THE)
+        for piece in pieces:
+            assert piece.tokens is not None
+            o_nHE, tokens_n = self._attend(layer_id, piece, q_THE), piece.tokens
+            if piece.valid is not None:
+                o_nHE, tokens_n = o_nHE[piece.valid], tokens_n[piece.valid]
+            o_THE.index_copy_(0, tokens_n, o_nHE)
+        return o_THE
+
+    def _attend(self, layer_id: int, piece: Piece, q_THE: Tensor) -> Tensor:
+        """The piece's outputs [b * Q, H, E]."""
+        spec = self.layers[layer_id]
+        if piece.prefix is not None:
+            return self._attend_in_two(layer_id, piece, piece.prefix, q_THE)
+        o_bKQE = attention(*self._inputs(layer_id, piece, q_THE), spec.scale, spec.soft_cap)
+        return _join_heads(o_bKQE, piece.shape)
+
+    def _attend_in_two(self, layer_id: int, piece: Piece, prefix: Piece, q_THE: Tensor) -> Tensor:
+        """Attend to a shared prefix once for all of the piece's queries, to the rest one by one."""
+        spec = self.layers[layer_id]
+        parts = []
+        for part in (prefix, piece):
+            o, lse = attention_with_lse(
+                *self._inputs(layer_id, part, q_THE), spec.scale, spec.soft_cap
+            )
+            parts += [_join_heads(o, part.shape), _join_heads(lse.unsqueeze(-1), part.shape)]
+        o1, lse1, o2, lse2 = parts
+        return merge_attention(o1, lse1.squeeze(-1), o2, lse2.squeeze(-1))
+
+    def _inputs(
+        self, layer_id: int, piece: Piece, q_THE: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        b, num_queries, num_keys = piece.shape
+        keys, values = self.cache.keys_SKE[layer_id], self.cache.values_SKE[layer_id]
+        K, E = keys.shape[1:]
+        q = q_THE if piece.tokens is None else q_THE.index_select(0, piece.tokens)
+        q_bKGQE = q.view(b, num_queries, K, -1, E).permute(0, 2, 3, 1, 4)
+        k_bLKE = _read(keys, piece.slots).view(b, num_keys, K, E)
+        v_bLKE = _read(values, piece.slots).view(b, num_keys, K, E)
+        q_bKQE = q_bKGQE.reshape(b, K, -1, E)
+        return q_bKQE, k_bLKE.transpose(1, 2), v_bLKE.transpose(1, 2), piece.mask
+
+
+def _read(cache_SKE: Tensor, slots: Tensor | slice) -> Tensor:
+    return cache_SKE[slots] if isinstance(slots, slice) else cache_SKE.index_select(0, slots)
+
+
+def _join_heads(x_bKQE: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """[b, K, G * Q, E] -> [b * Q, H, E]."""
+    b, num_queries, _ = shape
+    K, E = x_bKQE.shape[1], x_bKQE.shape[3]
+    x_bKGQE = x_bKQE.view(b, K, -1, num_queries, E)
+    return x_bKGQE.permute(0, 3, 1, 2, 4).reshape(b * num_queries, -1, E)
+
+
+class _Planner:
+    """Turns a step's layout into pieces."""
+
+    def __init__(
+        self, layout: StepLayout, table: RequestTable, cache: KvCache, group_size: int
+    ) -> None:
+        self.layout = layout
+        self.table = table
+        self.page_size = cache.page_size
+        self.dtype = cache.keys_SKE[0].dtype
+        self.group_size = group_size
+        self.num_tokens = int(layout.query_lens_B.sum())
+        self.starts_B = layout.kv_lens_B - layout.query_lens_B
+        self.firsts_B = layout.token_ends - layout.query_lens_B
+
+    def pieces(self, window: int | None) -> Iterator[Piece]:
+        for cluster in self._clusters(window):
+            prefixes = cluster.shared_len > 0
+            for members in _similar(self.layout, cluster):
+                prefix = self._prefix_piece(members, cluster.shared_len) if prefixes else None
+                yield self._piece(members, cluster.shared_len, window, prefix)
+
+    def _clusters(self, window: int | None) -> list[Cluster]:
+        if window is not None:
+            return [Cluster(np.arange(len(self.starts_B)), 0)]
+        pages_BP = self.table.pages_RP[self.layout.rows_B, : int(self.starts_B.max(initial=0))]
+        return find_clusters(pages_BP, self.starts_B, self.page_size)
+
+    def _piece(
+        self, members: np.ndarray, skip: int, window: int | None, prefix: Piece | None
+    ) -> Piece:
+        """Attention of the members to their keys from position `skip` on."""
+        query_lens = self.layout.query_lens_B[members]
+        num_keys = int(self.layout.kv_lens_B[members].max()) - skip
+        offsets_bQ = np.minimum(np.arange(query_lens.max()), query_lens[:, None] - 1)
+        seen_bQ = self.starts_B[members][:, None] + offsets_bQ - skip  # last key a query sees
+        is_real_bQ = np.arange(query_lens.max()) < query_lens[:, None]
+        valid = None if is_real_bQ.all() else self.table.to_device(np.flatnonzero(is_real_bQ))
+        return Piece(
+            tokens=self._tokens(members, offsets_bQ),
+            slots=self._slots(members, skip, num_keys),
+            mask=self._mask(seen_bQ, num_keys, window),
+            valid=valid,
+            shape=(*offsets_bQ.shape, num_keys),
+            prefix=prefix,
+        )
+
+    def _prefix_piece(self, members: np.ndarray, shared_len: int) -> Piece:
+        """Attention of all (padded) queries of the members to the prefix they share."""
+        query_lens = self.layout.query_lens_B[members]
+        offsets_bQ = np.minimum(np.arange(query_lens.max()), query_lens[:, None] - 1)
+        return Piece(
+            tokens=self._tokens(members, offsets_bQ),
+            slots=self._slots(members[:1], 0, shared_len),
+            mask=None,
+            valid=None,
+            shape=(1, offsets_bQ.size, shared_len),
+        )
+
+    def _tokens(self, members: np.ndarray, offsets_bQ: np.ndarray) -> Tensor | None:
+        tokens = (self.firsts_B[members][:, None] + offsets_bQ).flatten()
+        if len(tokens) == self.num_tokens and (np.diff(tokens) == 1).all():
+            return None
+        return self.table.to_device(tokens)
+
+    def _slots(self, members: np.ndarray, skip: int, num_keys: int) -> Tensor | slice:
+        """Slots of positions skip … skip + num_keys of each member, end to end."""
+        rows, size = self.layout.rows_B[members], self.page_size
+        first, last = skip // size, -(-(skip + num_keys) // size)
+        if len(rows) == 1:
+            pages = self.table.pages_RP[rows[0], first:last]
+            if (np.diff(pages) == 1).all():
+                return slice(int(pages[0]) * size, int(pages[0]) * size + num_keys)
+        pages_bP = self.table.device_pages_RP[self.table.to_device(rows), first:last].long()
+        if size == 1:
+            return pages_bP.flatten()
+        offsets = torch.arange(size, device=pages_bP.device)
+        slots_bL = (pages_bP.unsqueeze(-1) * size + offsets).flatten(start_dim=1)
+        return slots_bL[:, :num_keys].flatten()
+
+    def _mask(self, seen_bQ: np.ndarray, num_keys: int, window: int | None) -> Tensor | None:
+        """0 for the keys a query sees and -inf for the others, [b, 1, G * Q, L]."""
+        if window is None and (seen_bQ == num_keys - 1).all():
+            return None
+        seen = self.table.to_device(seen_bQ).unsqueeze(-1)
+        keys = torch.arange(num_keys, device=seen.device)
+        is_hidden = keys > seen
+        if window is not None:
+            is_hidden |= keys <= seen - window
+        mask = torch.zeros(is_hidden.shape, dtype=self.dtype, device=seen.device)
+        mask = mask.masked_fill_(is_hidden, float("-inf")).unsqueeze(1)
+        return mask if mask.shape[2] == 1 else mask.repeat(1, 1, self.group_size, 1)
+
+
+def _similar(layout: StepLayout, cluster: Cluster) -> Iterator[np.ndarray]:
+    """Divide a cluster so that padding to the longest wastes little in each part."""
+    key_lens = layout.kv_lens_B - cluster.shared_len
+    lens = np.stack([layout.query_lens_B, key_lens])[:, cluster.members]
+    order = np.lexsort((lens[1], lens[0]))[::-1]
+    begin = 0
+    for end in range(1, len(order) + 1):
+        if end < len(order) and _fits(lens[:, order[begin]], lens[:, order[end]]):
+            continue
+        yield cluster.members[np.sort(order[begin:end])]
+        begin = end
+
+
+def _fits(longest: np.ndarray, other: np.ndarray) -> bool:
+    """Whether padding `other` to the first of its part costs less than a call of its own would."""
+    wasted = longest.prod() - other.prod()
+    return bool(wasted <= max(longest.prod() // 3, 256))

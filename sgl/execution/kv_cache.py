@@ -1,0 +1,41 @@
+"""The KV tensors: for each layer, keys and values of every slot (slot = page * page_size + offset).
+
+Axes: S slots    K key/value heads    E head size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sgl.models.batch import AttentionSpec
+
+
+class KvCache:
+    """Slots start as zeros: padding reads them, and 0 * garbage must not become NaN."""
+
+    def __init__(
+        self,
+        layers: Sequence[AttentionSpec],
+        num_pages: int,
+        page_size: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.num_pages = num_pages
+        self.page_size = page_size
+        shapes = [(num_pages * page_size, spec.num_kv_heads, spec.head_dim) for spec in layers]
+        self.keys_SKE = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        self.values_SKE = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+
+    @staticmethod
+    def bytes_per_token(layers: Sequence[AttentionSpec], dtype: torch.dtype) -> int:
+        return sum(2 * spec.num_kv_heads * spec.head_dim * dtype.itemsize for spec in layers)
+
+    def store(self, layer_id: int, slots_T: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> None:
+        """Write the keys and values of T tokens to their slots."""
+        self.keys_SKE[layer_id].index_copy_(0, slots_T, k_TKE)
+        self.values_SKE[layer_id].index_copy_(0, slots_T, v_TKE)

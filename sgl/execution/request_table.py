@@ -1,0 +1,157 @@
+"""What the worker remembers of every running request, on the device: pages, last token, sampling.
+
+A plan tells only what changes, so a decode step needs no token from the scheduler: it reads the
+token that the step before has left here. Lengths and flags are known to the host in advance and
+are kept there (`*_R` numpy arrays), so nothing ever waits for the device to learn a shape.
+
+Axes: R rows    P pages of a row    V vocabulary
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgl.messages import LogprobOptions, NewRow, StepPlan
+from sgl.sampling_params import SamplingParams
+
+
+class RequestTable:
+    """Rows are taken and given up by the plan; the table itself decides nothing."""
+
+    def __init__(
+        self, max_rows: int, max_pages_per_row: int, vocab_size: int, device: torch.device
+    ) -> None:
+        self.device = device
+        self.vocab_size = vocab_size
+        self.pages_RP = np.zeros((max_rows, max_pages_per_row), np.int32)
+        self.num_pages_R = np.zeros(max_rows, np.int64)
+        self.lens_R = np.zeros(max_rows, np.int64)  # tokens with KV, counting the step at hand
+        self.num_output_R = np.zeros(max_rows, np.int64)
+        self.is_greedy_R = np.ones(max_rows, bool)
+        self.has_filter_R = np.zeros(max_rows, bool)
+        self.has_penalty_R = np.zeros(max_rows, bool)
+        self.has_bias_R = np.zeros(max_rows, bool)
+        self.min_output_R = np.zeros(max_rows, np.int64)
+        self.sampling: list[SamplingParams] = [SamplingParams()] * max_rows
+        self.logprobs: list[LogprobOptions | None] = [None] * max_rows
+        self.eos_ids: list[Tensor] = [torch.empty(0, dtype=torch.int64)] * max_rows
+        self.biases: list[tuple[Tensor, Tensor] | None] = [None] * max_rows
+
+        self._decode_rows = np.zeros(0, np.int32)  # of the last plan that named them
+        self.device_pages_RP = self._on_device(self.pages_RP)
+        self.last_token_R = torch.zeros(max_rows, dtype=torch.int64, device=device)
+        self.seed_R = torch.zeros(max_rows, dtype=torch.int64, device=device)
+        self.numbers_R = {
+            name: torch.zeros(max_rows, dtype=torch.float32, device=device) for name in _NUMBERS
+        }
+        self.output_counts_RV: Tensor | None = None
+        self.is_in_prompt_RV: Tensor | None = None
+
+    def apply(self, plan: StepPlan) -> np.ndarray:
+        """Take a plan's row and page changes in; returns its decode rows."""
+        for new in plan.admitted:
+            self._admit(new)
+        for chunk in plan.chunks:
+            self._append_pages(chunk.row, np.frombuffer(chunk.pages, np.int32))
+        if plan.decode_rows is not None:
+            self._decode_rows = np.frombuffer(plan.decode_rows, np.int32)
+        if plan.page_ids:
+            rows = np.frombuffer(plan.page_rows, np.int32) if plan.page_rows else self._decode_rows
+            self._append_one_page_each(rows, np.frombuffer(plan.page_ids, np.int32))
+        return self._decode_rows
+
+    def to_device(self, array: np.ndarray) -> Tensor:
+        """A host array as a device tensor; on a GPU the copy does not wait."""
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def number(self, name: str, rows_B: Tensor) -> Tensor:
+        """One sampling parameter of the given rows, float32 [B, 1]."""
+        return self.numbers_R[name][rows_B].unsqueeze(1)
+
+    def _admit(self, new: NewRow) -> None:
+        row, sampling = new.row, new.sampling
+        self.num_pages_R[row] = 0
+        self._append_pages(row, np.frombuffer(new.pages, np.int32))
+        self.lens_R[row] = new.num_cached
+        self.num_output_R[row] = new.num_output
+        self.sampling[row] = sampling
+        self.logprobs[row] = new.logprobs
+        self.is_greedy_R[row] = sampling.is_greedy
+        self.has_filter_R[row] = sampling.top_k != -1 or sampling.top_p < 1 or sampling.min_p > 0
+        self.has_penalty_R[row] = sampling.has_penalty
+        self.has_bias_R[row] = bool(sampling.logit_bias)
+        self.min_output_R[row] = sampling.min_new_tokens
+        if sampling.min_new_tokens:
+            self.eos_ids[row] = self._ids(new.eos_ids)
+        if sampling.logit_bias:
+            ids, values = zip(*sampling.logit_bias.items(), strict=True)
+            self.biases[row] = (
+                torch.tensor(ids, device=self.device),
+                torch.tensor(values, dtype=torch.float32, device=self.device),
+            )
+        if not sampling.is_greedy:
+            self._set_draw(row, sampling, new.seed)
+        if sampling.has_penalty:
+            self._set_penalties(row, sampling, new)
+
+    def _set_draw(self, row: int, sampling: SamplingParams, seed: int) -> None:
+        self.seed_R[row] = seed
+        self.numbers_R["temperature"][row] = sampling.temperature
+        self.numbers_R["top_p"][row] = sampling.top_p
+        self.numbers_R["min_p"][row] = sampling.min_p
+        top_k = self.vocab_size if sampling.top_k == -1 else min(sampling.top_k, self.vocab_size)
+        self.numbers_R["top_k"][row] = top_k
+
+    def _set_penalties(self, row: int, sampling: SamplingParams, new: NewRow) -> None:
+        self.numbers_R["frequency_penalty"][row] = sampling.frequency_penalty
+        self.numbers_R["presence_penalty"][row] = sampling.presence_penalty
+        self.numbers_R["repetition_penalty"][row] = sampling.repetition_penalty
+        if self.output_counts_RV is None or self.is_in_prompt_RV is None:
+            shape = (len(self.sampling), self.vocab_size)
+            self.output_counts_RV = torch.zeros(shape, dtype=torch.int32, device=self.device)
+            self.is_in_prompt_RV = torch.zeros(shape, dtype=torch.bool, device=self.device)
+        output_ids = self._ids(new.output_ids)
+        ones = torch.ones_like(output_ids, dtype=torch.int32)
+        self.output_counts_RV[row].zero_().index_add_(0, output_ids, ones)
+        self.is_in_prompt_RV[row].zero_()[self._ids(new.prompt_ids)] = True
+
+    def _append_pages(self, row: int, pages: np.ndarray) -> None:
+        if not len(pages):
+            return
+        start = self.num_pages_R[row]
+        self.pages_RP[row, start : start + len(pages)] = pages
+        self.num_pages_R[row] += len(pages)
+        if self.device.type != "cpu":
+            fresh = self.to_device(pages.copy())
+            self.device_pages_RP[row, start : start + len(pages)].copy_(fresh)
+
+    def _append_one_page_each(self, rows: np.ndarray, pages: np.ndarray) -> None:
+        columns = self.num_pages_R[rows]
+        self.pages_RP[rows, columns] = pages
+        self.num_pages_R[rows] += 1
+        if self.device.type != "cpu":
+            where = self.to_device(np.stack([rows, columns, pages]).astype(np.int64))
+            self.device_pages_RP[where[0], where[1]] = where[2].int()
+
+    def _ids(self, data: bytes) -> Tensor:
+        return self.to_device(np.frombuffer(data, np.int32).astype(np.int64))
+
+    def _on_device(self, array: np.ndarray) -> Tensor:
+        """On the CPU the device's table is the host's memory; elsewhere a copy kept in step."""
+        return torch.from_numpy(array).to(self.device)
+
+
+_NUMBERS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+)

@@ -1,0 +1,141 @@
+"""Runs one planned step on the device: table, forward pass, sampler, log-probabilities.
+
+Axes: T tokens of the step    B requests of the step    D hidden    V vocabulary
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgl.execution import logprobs
+from sgl.execution.attention import AttentionBackend
+from sgl.execution.forward_batch import ForwardBatch
+from sgl.execution.request_table import RequestTable
+from sgl.execution.sampler import Sampler
+from sgl.execution.step_layout import StepLayout
+from sgl.kernels.collectives import TensorParallel
+from sgl.messages import Logprobs, RowLogprobs, StepPlan, StepResult
+from sgl.models.batch import CausalLM
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """A launched step. Its tokens may still be on their way from the device."""
+
+    step: int
+    token_ids: Tensor
+    logprobs: list[RowLogprobs]
+    event: torch.cuda.Event | None = None
+
+    def wait(self) -> StepResult:
+        """Wait for the tokens to arrive."""
+        if self.event is not None:
+            self.event.synchronize()
+        token_ids = self.token_ids.numpy().astype(np.int32).tobytes()
+        return StepResult(self.step, token_ids, self.logprobs)
+
+
+class Runner:
+    """Owns everything of one rank that lives on the device, except the process."""
+
+    def __init__(
+        self,
+        model: CausalLM,
+        table: RequestTable,
+        attention: AttentionBackend,
+        tp: TensorParallel,
+    ) -> None:
+        self.model = model
+        self.table = table
+        self.attention = attention
+        self.tp = tp
+        self.sampler = Sampler(table)
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> StepOutput:
+        """Launch a step; on a GPU this returns before it is computed."""
+        decode_rows = self.table.apply(plan)
+        layout = StepLayout.of(plan, decode_rows, self.table)
+        batch = ForwardBatch(plan, layout, self.table, self.attention)
+        hidden_TD = self.model.hidden(batch)
+        sampled = self._sampled(plan, layout)
+        token_ids, rows = self._sample(hidden_TD, layout, sampled, plan)
+        rows += self._prompt_logprobs(hidden_TD, layout, plan)
+        return self._output(plan.step, token_ids, rows)
+
+    def _sampled(self, plan: StepPlan, layout: StepLayout) -> np.ndarray:
+        """Which of the B requests get a token: every decode, and chunks that end a prompt."""
+        ends = np.array([chunk.is_last for chunk in plan.chunks], bool)
+        return np.concatenate(
+            [np.arange(layout.num_decodes), layout.num_decodes + np.flatnonzero(ends)]
+        ).astype(np.int64)
+
+    def _sample(
+        self, hidden_TD: Tensor, layout: StepLayout, sampled: np.ndarray, plan: StepPlan
+    ) -> tuple[Tensor, list[RowLogprobs]]:
+        """Tokens of the sampled requests; rank 0 draws them, so ranks cannot diverge."""
+        if not len(sampled):
+            return torch.empty(0, dtype=torch.int64), []
+        last_rows = self.table.to_device(layout.token_ends[sampled] - 1)
+        logits_BV = self.model.logits(hidden_TD[last_rows])
+        rows_B = layout.rows_B[sampled]
+        if self.tp.rank != 0:
+            ids_B = torch.empty(len(rows_B), dtype=torch.int64, device=hidden_TD.device)
+            self.sampler.remember(rows_B, self.tp.broadcast(ids_B))
+            return ids_B, []
+        wanted = [index for index, row in enumerate(rows_B) if self.table.logprobs[row]]
+        raw_logits = logits_BV[wanted] if wanted else None
+        ids_B = self.tp.broadcast(self.sampler.sample(logits_BV, rows_B))
+        reports = []
+        if raw_logits is not None:
+            for logits_V, index in zip(raw_logits, wanted, strict=True):
+                report = self._token_logprobs(logits_V, ids_B[index], int(rows_B[index]))
+                reports.append(RowLogprobs(int(sampled[index]), output=report))
+        return ids_B, reports
+
+    def _token_logprobs(self, logits_V: Tensor, token_id: Tensor, row: int) -> Logprobs:
+        options = self.table.logprobs[row]
+        assert options is not None
+        return logprobs.of_tokens(logits_V.unsqueeze(0), token_id.unsqueeze(0), options)
+
+    def _prompt_logprobs(
+        self, hidden_TD: Tensor, layout: StepLayout, plan: StepPlan
+    ) -> list[RowLogprobs]:
+        """Reports of the chunks that want log-probabilities of prompt tokens."""
+        reports = []
+        for number, chunk in enumerate(plan.chunks):
+            options = self.table.logprobs[chunk.row]
+            if chunk.logprob_start < 0 or options is None:
+                continue
+            index = layout.num_decodes + number
+            end = int(layout.token_ends[index])
+            begin = end - int(layout.query_lens_B[index]) + chunk.logprob_start - chunk.start
+            next_ids = np.frombuffer(chunk.token_ids, np.int32)[chunk.logprob_start - chunk.start :]
+            next_ids = np.append(next_ids[1:], chunk.next_token_id).astype(np.int64)
+            if chunk.next_token_id < 0:
+                next_ids = next_ids[:-1]
+            reports.append(
+                RowLogprobs(
+                    index,
+                    input=logprobs.of_prompt(
+                        hidden_TD[begin : begin + len(next_ids)],
+                        self.table.to_device(next_ids),
+                        options,
+                        self.model.logits,
+                    ),
+                )
+            )
+        return reports
+
+    def _output(self, step: int, token_ids: Tensor, rows: list[RowLogprobs]) -> StepOutput:
+        if token_ids.device.type == "cpu":
+            return StepOutput(step, token_ids, rows)
+        pinned = torch.empty(token_ids.shape, dtype=token_ids.dtype, pin_memory=True)
+        pinned.copy_(token_ids, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        return StepOutput(step, pinned, rows, event)

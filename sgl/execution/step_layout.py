@@ -1,0 +1,50 @@
+"""The shape of one step, known to the host before any of its tokens is.
+
+Axes: T tokens of the step    B requests of the step
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sgl.execution.request_table import RequestTable
+from sgl.messages import StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class StepLayout:
+    """The shape of a step, known to the host before any token is.
+
+    rows_B        rows of the request table: those that decode, then those that prefill
+    query_lens_B  tokens each computes in this step
+    kv_lens_B     tokens each has KV of after this step
+    num_decodes   how many of the B are decodes
+    """
+
+    rows_B: np.ndarray
+    query_lens_B: np.ndarray
+    kv_lens_B: np.ndarray
+    num_decodes: int
+
+    @classmethod
+    def of(cls, plan: StepPlan, decode_rows: np.ndarray, table: RequestTable) -> StepLayout:
+        """Lay a plan out, and count its tokens into the table's lengths."""
+        chunks = plan.chunks
+        rows = np.concatenate([decode_rows, [chunk.row for chunk in chunks]]).astype(np.int64)
+        query_lens = np.ones(len(rows), np.int64)
+        query_lens[len(decode_rows) :] = [len(chunk.token_ids) // 4 for chunk in chunks]
+        table.lens_R[rows] += query_lens
+        return cls(rows, query_lens, table.lens_R[rows], len(decode_rows))
+
+    @property
+    def token_ends(self) -> np.ndarray:
+        """Where each request's tokens end among the T."""
+        return np.cumsum(self.query_lens_B)
+
+    def positions(self) -> np.ndarray:
+        """Position of every token in its request."""
+        starts = self.kv_lens_B - self.query_lens_B
+        first = np.repeat(starts - (self.token_ends - self.query_lens_B), self.query_lens_B)
+        return first + np.arange(self.query_lens_B.sum())

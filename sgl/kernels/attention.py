@@ -1,0 +1,72 @@
+"""Attention over padded batches in plain torch: the reference, and what the CPU runs.
+
+Axes: B sequences    H heads    Q queries    L keys    E head size
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attention(
+    q_BHQE: Tensor,
+    k_BHLE: Tensor,
+    v_BHLE: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    soft_cap: float | None = None,
+) -> Tensor:
+    """softmax(cap(q k' * scale) + mask) v; `mask` is added and broadcasts to [B, H, Q, L]."""
+    if soft_cap is not None:
+        return attention_reference(q_BHQE, k_BHLE, v_BHLE, mask, scale, soft_cap)[0]
+    if q_BHQE.device.type == "cpu":
+        return attention_with_lse(q_BHQE, k_BHLE, v_BHLE, mask, scale)[0]
+    return F.scaled_dot_product_attention(q_BHQE, k_BHLE, v_BHLE, attn_mask=mask, scale=scale)
+
+
+def attention_with_lse(
+    q_BHQE: Tensor,
+    k_BHLE: Tensor,
+    v_BHLE: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    soft_cap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attention, and the log of each query's sum of exponentials, float32 [B, H, Q]."""
+    if q_BHQE.device.type == "cpu" and soft_cap is None:
+        if mask is not None:
+            mask = mask.expand(len(q_BHQE), q_BHQE.shape[1], q_BHQE.shape[2], k_BHLE.shape[2])
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q_BHQE, k_BHLE, v_BHLE, attn_mask=mask, scale=scale
+        )
+    return attention_reference(q_BHQE, k_BHLE, v_BHLE, mask, scale, soft_cap)
+
+
+def merge_attention(o1: Tensor, lse1: Tensor, o2: Tensor, lse2: Tensor) -> Tensor:
+    """Join attention over two disjoint sets of keys; `o` [..., E], `lse` [...].
+
+    Each part weighs in with its share of the summed exponentials (FlashInfer's merge_state).
+    """
+    share = torch.sigmoid(lse1.float() - lse2.float()).unsqueeze(-1).to(o1.dtype)
+    return torch.lerp(o2, o1, share)
+
+
+def attention_reference(
+    q_BHQE: Tensor,
+    k_BHLE: Tensor,
+    v_BHLE: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    soft_cap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The definition, in float32."""
+    scores = q_BHQE.float() @ k_BHLE.float().transpose(-1, -2) * scale
+    if soft_cap is not None:
+        scores = soft_cap * torch.tanh(scores / soft_cap)
+    if mask is not None:
+        scores = scores + mask.float()
+    lse_BHQ = scores.logsumexp(dim=-1)
+    weights = torch.exp(scores - lse_BHQ.unsqueeze(-1))
+    return (weights @ v_BHLE.float()).to(q_BHQE.dtype), lse_BHQ

@@ -1,0 +1,37 @@
+"""A linear product on the CPU with a weight that oneDNN has laid out for its own loops.
+
+One to eight rows of bfloat16 read such a weight 1.5 times as fast as a row-major one.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether weights of this type on this device have a packed form."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
+
+
+def pack(weight_OI: Tensor) -> Tensor:
+    """An opaque copy of the weight; only `packed_linear` can read it."""
+    assert can_pack(weight_OI.device, weight_OI.dtype), f"{weight_OI.dtype} cannot be packed"
+    packed_OI: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach(), 1)
+    return packed_OI
+
+
+def packed_linear(x_TI: Tensor, packed_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    """x @ weight.T + bias: [T, O]."""
+    y_TO: Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, packed_OI, bias_O, "none", [], "")
+    return y_TO
+
+
+def packed_linear_reference(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    """The same product, of the weight before it was packed."""
+    return F.linear(x_TI, weight_OI, bias_O)

@@ -1,0 +1,15 @@
+"""`python -m sgl.launch_server --model-path …`: the same as `sgl serve`."""
+
+from __future__ import annotations
+
+import sys
+
+from sgl.cli import run_command
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_command("serve", sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

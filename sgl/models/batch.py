@@ -1,0 +1,74 @@
+"""What passes between a model and whoever runs it: a batch in, logits out.
+
+    runner ── Batch: ids, positions ──▶ model.hidden ──▶ rows ──▶ model.logits ──▶ runner
+       ▲                                     │
+       └── batch.attend(layer, q, k, v) ◀────┘   the runner owns the KV cache; the model does not
+
+Axes: T tokens of the batch, laid end to end    D hidden    V vocabulary    B rows with logits
+      H query heads    K key/value heads    E head size    (H and K: of this rank)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+
+class AttentionSpec(NamedTuple):
+    """One attention layer as this rank holds it; what a KV cache and its kernels must know.
+
+    scale      factor of q @ k before the softmax
+    window     a token sees itself and the `window - 1` tokens before it; None: all before it
+    soft_cap   scores become soft_cap * tanh(score / soft_cap); None: left as they are
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None = None
+    soft_cap: float | None = None
+
+
+class Batch(Protocol):
+    """The tokens of one forward pass. `logit_rows` are the rows of T whose logits are wanted."""
+
+    token_ids_T: Tensor
+    positions_T: Tensor
+    logit_rows: Tensor
+
+    def attend(self, layer_id: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
+        """Store the keys and values, and attend: [T, H, E].
+
+        The three are views into one buffer that the layer does not use again: a head's numbers
+        lie together, tokens do not.
+        """
+        ...
+
+
+class CausalLM(Protocol):
+    """A language model. Every rank of a tensor-parallel group makes the same calls.
+
+    fused_weights   checkpoint name -> (name of ours, which part of it); others are ours as they are
+    """
+
+    fused_weights: ClassVar[Mapping[str, tuple[str, str]]]
+    attention_layers: list[AttentionSpec]
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Logits of `batch.logit_rows`, float32, [B, V], the same on every rank."""
+        ...
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """The last layer's normed output for all tokens: [T, D]."""
+        ...
+
+    def logits(self, hidden_BD: Tensor) -> Tensor:
+        """Logits of rows of `hidden`, float32, [B, V], the same on every rank."""
+        ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...

@@ -1,0 +1,57 @@
+"""The vocabulary's two ends, each rank holding an equal share of its rows."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sgl.kernels.collectives import TensorParallel
+from sgl.models.layers.linear import Linear
+from sgl.models.layers.weights import Piece, Placement, Weight
+
+VOCAB_ALIGNMENT = 64  # a share is padded to a multiple of so many rows, which suits matrix kernels
+
+
+def vocab_piece(vocab_size: int, tp: TensorParallel) -> tuple[Piece, int]:
+    """The ids this rank holds, and how many rows that is with the padding."""
+    num_rows = -(-vocab_size // (VOCAB_ALIGNMENT * tp.size)) * VOCAB_ALIGNMENT
+    first = min(tp.rank * num_rows, vocab_size)
+    return Piece(vocab_size, first, min(num_rows, vocab_size - first)), num_rows
+
+
+class VocabParallelEmbedding(nn.Module):
+    """Token ids to hidden states. An id outside the vocabulary is undefined on one rank."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, placement: Placement) -> None:
+        super().__init__()
+        self.tp = placement.tp
+        self.piece, num_rows = vocab_piece(vocab_size, placement.tp)
+        data = placement.empty(num_rows, hidden_size).zero_()
+        self.weight = Weight(data, 0, {None: self.piece})
+
+    def forward(self, token_ids_T: Tensor) -> Tensor:
+        if self.tp.size == 1:
+            return F.embedding(token_ids_T, self.weight)
+        local_ids_T = token_ids_T - self.piece.first
+        is_elsewhere_T = (local_ids_T < 0) | (local_ids_T >= self.piece.num)
+        x_TD = F.embedding(local_ids_T.masked_fill(is_elsewhere_T, 0), self.weight)
+        return self.tp.all_reduce(x_TD.masked_fill_(is_elsewhere_T[:, None], 0.0))
+
+
+class LMHead(Linear):
+    """Hidden states to logits in float32, of the whole vocabulary on every rank."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, placement: Placement) -> None:
+        piece, num_rows = vocab_piece(vocab_size, placement.tp)
+        super().__init__((num_rows, hidden_size), 0, {None: piece}, placement)
+        self.tp = placement.tp
+        self.vocab_size = vocab_size
+
+    def tie(self, embedding: VocabParallelEmbedding) -> None:
+        """Use the embedding's weight."""
+        self.weight = embedding.weight
+        self.weights = {"weight": embedding.weight}
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        logits_BV = self.tp.all_gather_last(super().forward(x_BD))
+        return logits_BV[:, : self.vocab_size].float()

@@ -1,0 +1,123 @@
+"""Linear layers, each holding one rank's part of its weight.
+
+column parallel   rows of the weight are split: a rank computes some of the outputs
+row parallel      columns are split: a rank sees some of the inputs, the outputs are summed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from sgl.kernels.collectives import TensorParallel
+from sgl.models.config import ModelConfig
+from sgl.models.layers.weights import Piece, Placement, Weight, even_pieces, total_len, whole
+
+
+class Linear(nn.Module):
+    """A product with a weight in the placement's format, and a bias if it has one.
+
+    `weights` are what runs; until `finish_loading` they are the parameters that are loaded.
+    """
+
+    bias: Weight | None
+
+    def __init__(
+        self,
+        shape_OI: tuple[int, int],
+        axis: int,
+        pieces: Mapping[str | None, Piece],
+        placement: Placement,
+        bias_pieces: Mapping[str | None, Piece] | None = None,
+    ) -> None:
+        super().__init__()
+        self.format = placement.weight_format
+        created = self.format.create(shape_OI, axis, pieces, placement)
+        for name, weight in created.items():
+            self.register_parameter(name, weight)
+        self.weights: dict[str, Tensor] = dict(created)
+        bias = Weight(placement.empty(shape_OI[0]), 0, bias_pieces) if bias_pieces else None
+        self.register_parameter("bias", bias)
+
+    def finish_loading(self) -> None:
+        """Must be called once, when all weights are loaded and before the first forward."""
+        loaded = self.weights
+        self.weights = self.format.finish(loaded)
+        for name in loaded.keys() - self.weights.keys():
+            delattr(self, name)
+
+    def forward(self, x_TI: Tensor) -> Tensor:
+        return self.format.multiply(self.weights, x_TI, self.bias)
+
+
+class MergedColumnLinear(Linear):
+    """Several column-parallel layers of the same input, their outputs side by side."""
+
+    def __init__(
+        self,
+        num_in: int,
+        num_out: Mapping[str | None, int],
+        placement: Placement,
+        has_bias: bool = False,
+    ) -> None:
+        pieces = even_pieces(num_out, placement.tp)
+        shape_OI = (total_len(pieces), num_in)
+        super().__init__(shape_OI, 0, pieces, placement, pieces if has_bias else None)
+
+
+class ColumnParallelLinear(MergedColumnLinear):
+    """A single column-parallel layer."""
+
+    def __init__(
+        self, num_in: int, num_out: int, placement: Placement, has_bias: bool = False
+    ) -> None:
+        super().__init__(num_in, {None: num_out}, placement, has_bias)
+
+
+class QKVLinear(Linear):
+    """Queries, keys and values of this rank's heads.
+
+    With fewer key/value heads than ranks, neighbouring ranks hold the same one.
+    """
+
+    def __init__(self, config: ModelConfig, placement: Placement) -> None:
+        pieces = qkv_pieces(config, placement.tp)
+        shape_OI = (total_len(pieces), config.hidden_size)
+        super().__init__(shape_OI, 0, pieces, placement, pieces if config.qkv_bias else None)
+
+
+class RowParallelLinear(Linear):
+    """A layer whose input is already split over the ranks; its output is the whole sum."""
+
+    def __init__(
+        self, num_in: int, num_out: int, placement: Placement, has_bias: bool = False
+    ) -> None:
+        pieces = even_pieces({None: num_in}, placement.tp)
+        bias_pieces = whole(num_out) if has_bias else None
+        super().__init__((num_out, total_len(pieces)), 1, pieces, placement, bias_pieces)
+        self.tp = placement.tp
+
+    def forward(self, x_TI: Tensor) -> Tensor:
+        bias_O = self.bias if self.tp.rank == 0 else None  # the sum must hold it once
+        return self.tp.all_reduce(self.format.multiply(self.weights, x_TI, bias_O))
+
+
+def num_local_kv_heads(config: ModelConfig, tp: TensorParallel) -> int:
+    """Key/value heads each rank holds."""
+    return max(1, config.num_kv_heads // tp.size)
+
+
+def qkv_pieces(config: ModelConfig, tp: TensorParallel) -> dict[str | None, Piece]:
+    """Which rows of q, k and v a rank holds."""
+    size = config.head_dim
+    num_heads = config.num_heads // tp.size
+    num_kv_heads = num_local_kv_heads(config, tp)
+    first_kv_head = tp.rank * config.num_kv_heads // tp.size
+    num_q, num_kv = num_heads * size, num_kv_heads * size
+    total_kv = config.num_kv_heads * size
+    return {
+        "q": Piece(config.num_heads * size, tp.rank * num_q, num_q),
+        "k": Piece(total_kv, first_kv_head * size, num_kv, at=num_q),
+        "v": Piece(total_kv, first_kv_head * size, num_kv, at=num_q + num_kv),
+    }

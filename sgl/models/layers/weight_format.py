@@ -1,0 +1,75 @@
+"""How linear layers keep their weights. A quantisation method is one more `WeightFormat`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sgl.kernels.packed_linear import can_pack, pack, packed_linear
+from sgl.models.layers.weights import Piece, Placement, Weight
+
+
+class WeightFormat(Protocol):
+    """What a checkpoint holds for a linear layer, what runs, and the product with it."""
+
+    def create(
+        self,
+        shape_OI: tuple[int, int],
+        axis: int,
+        pieces: Mapping[str | None, Piece],
+        placement: Placement,
+    ) -> dict[str, Weight]:
+        """The parameters to be loaded, under the checkpoint's names for them."""
+        ...
+
+    def finish(self, loaded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors that run, made once out of those that were loaded."""
+        ...
+
+    def multiply(
+        self, weights: Mapping[str, Tensor], x_TI: Tensor, bias_O: Tensor | None
+    ) -> Tensor:
+        """x @ weight.T + bias: [T, O], with what `finish` gave."""
+        ...
+
+
+class PlainFormat:
+    """One matrix, as it is in the checkpoint."""
+
+    def create(
+        self,
+        shape_OI: tuple[int, int],
+        axis: int,
+        pieces: Mapping[str | None, Piece],
+        placement: Placement,
+    ) -> dict[str, Weight]:
+        return {"weight": Weight(placement.empty(*shape_OI), axis, pieces)}
+
+    def finish(self, loaded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(loaded)
+
+    def multiply(
+        self, weights: Mapping[str, Tensor], x_TI: Tensor, bias_O: Tensor | None
+    ) -> Tensor:
+        return F.linear(x_TI, weights["weight"], bias_O)
+
+
+class PackedFormat(PlainFormat):
+    """One matrix, rearranged after loading for the CPU's matrix kernels."""
+
+    def finish(self, loaded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"packed": pack(loaded["weight"])}
+
+    def multiply(
+        self, weights: Mapping[str, Tensor], x_TI: Tensor, bias_O: Tensor | None
+    ) -> Tensor:
+        return packed_linear(x_TI, weights["packed"], bias_O)
+
+
+def plain_format(device: torch.device, dtype: torch.dtype) -> WeightFormat:
+    """The fastest format for weights that are not quantised."""
+    return PackedFormat() if can_pack(device, dtype) else PlainFormat()

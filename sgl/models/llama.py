@@ -1,0 +1,125 @@
+"""Llama 2 and 3, SmolLM, Mistral, Qwen 2: pre-norm, grouped-query attention, rotary, SwiGLU.
+
+Axes: T tokens of the batch, laid end to end    D hidden    F feed-forward    V vocabulary
+      H query heads    K key/value heads    N = H + 2K    E head size    B rows with logits
+
+The residual stream is one buffer: a block returns what it adds, the next norm adds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sgl.kernels.collectives import TensorParallel
+from sgl.kernels.silu_and_mul import silu_and_mul
+from sgl.models.batch import AttentionSpec, Batch
+from sgl.models.config import ModelConfig
+from sgl.models.layers.embedding import LMHead, VocabParallelEmbedding
+from sgl.models.layers.linear import (
+    MergedColumnLinear,
+    QKVLinear,
+    RowParallelLinear,
+    num_local_kv_heads,
+)
+from sgl.models.layers.norm import RMSNorm
+from sgl.models.layers.rotary import Angles, Rotary
+from sgl.models.layers.weights import Placement
+
+
+def attention_spec(config: ModelConfig, layer_id: int, tp: TensorParallel) -> AttentionSpec:
+    return AttentionSpec(
+        num_heads=config.num_heads // tp.size,
+        num_kv_heads=num_local_kv_heads(config, tp),
+        head_dim=config.head_dim,
+        scale=config.head_dim**-0.5,
+        window=config.layer_windows[layer_id],
+    )
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig, layer_id: int, placement: Placement) -> None:
+        super().__init__()
+        self.layer_id = layer_id
+        self.spec = attention_spec(config, layer_id, placement.tp)
+        num_in = config.num_heads * config.head_dim
+        self.qkv_proj = QKVLinear(config, placement)
+        self.o_proj = RowParallelLinear(num_in, config.hidden_size, placement, config.o_bias)
+
+    def forward(self, x_TD: Tensor, angles: Angles, batch: Batch) -> Tensor:
+        num_heads, num_kv_heads = self.spec.num_heads, self.spec.num_kv_heads
+        qkv_TNE = self.qkv_proj(x_TD).unflatten(-1, (-1, self.spec.head_dim))
+        angles.rotate(qkv_TNE[:, : num_heads + num_kv_heads])
+        q_THE, k_TKE, v_TKE = qkv_TNE.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+        o_THE = batch.attend(self.layer_id, q_THE, k_TKE, v_TKE)
+        return self.o_proj(o_THE.flatten(start_dim=1))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig, placement: Placement) -> None:
+        super().__init__()
+        size = config.intermediate_size
+        self.gate_up_proj = MergedColumnLinear(
+            config.hidden_size, {"gate": size, "up": size}, placement, config.mlp_bias
+        )
+        self.down_proj = RowParallelLinear(size, config.hidden_size, placement, config.mlp_bias)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return self.down_proj(silu_and_mul(self.gate_up_proj(x_TD)))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: ModelConfig, layer_id: int, placement: Placement) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_eps, placement)
+        self.self_attn = Attention(config, layer_id, placement)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_eps, placement)
+        self.mlp = MLP(config, placement)
+
+    def forward(self, stream_TD: Tensor, delta_TD: Tensor, angles: Angles, batch: Batch) -> Tensor:
+        x_TD = self.input_layernorm.add(stream_TD, delta_TD)
+        delta_TD = self.self_attn(x_TD, angles, batch)
+        return self.mlp(self.post_attention_layernorm.add(stream_TD, delta_TD))
+
+
+class Llama(nn.Module):
+    fused_weights: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "q_proj": ("qkv_proj", "q"),
+        "k_proj": ("qkv_proj", "k"),
+        "v_proj": ("qkv_proj", "v"),
+        "gate_proj": ("gate_up_proj", "gate"),
+        "up_proj": ("gate_up_proj", "up"),
+    }
+
+    def __init__(self, config: ModelConfig, placement: Placement) -> None:
+        super().__init__()
+        vocabulary = (config.vocab_size, config.hidden_size)
+        self.embed_tokens = VocabParallelEmbedding(*vocabulary, placement)
+        self.rotary = Rotary(config.head_dim, config.rope, placement.device)
+        self.layers = nn.ModuleList(
+            Layer(config, layer_id, placement) for layer_id in range(config.num_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_eps, placement)
+        self.lm_head = LMHead(*vocabulary, placement)
+        if config.tie_word_embeddings:
+            self.lm_head.tie(self.embed_tokens)
+        self.attention_layers = [
+            attention_spec(config, layer_id, placement.tp) for layer_id in range(config.num_layers)
+        ]
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.logits(self.hidden(batch)[batch.logit_rows])
+
+    def hidden(self, batch: Batch) -> Tensor:
+        stream_TD = self.embed_tokens(batch.token_ids_T)
+        delta_TD = torch.zeros_like(stream_TD)
+        angles = self.rotary(batch.positions_T)
+        for layer in self.layers:
+            delta_TD = layer(stream_TD, delta_TD, angles, batch)
+        return self.norm.add(stream_TD, delta_TD)
+
+    def logits(self, hidden_BD: Tensor) -> Tensor:
+        return self.lm_head(hidden_BD)

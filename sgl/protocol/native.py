@@ -1,0 +1,205 @@
+"""`/generate`: a JSON object to a call.
+
+A prompt may be one or a list; fields that belong to a prompt may then be lists of equal length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+
+from sgl.errors import InvalidRequestError
+from sgl.messages import LogprobOptions, pack
+from sgl.protocol.body import (
+    MAX_RID_CHARS,
+    MAX_SALT_CHARS,
+    MAX_TOP_LOGPROBS,
+    check_logit_bias,
+    check_name,
+    convert,
+    id_array,
+    parse_fields,
+    refuse_unsupported,
+)
+from sgl.protocol.call import GenerationCall, Prompt, PromptCall
+from sgl.sampling_params import SamplingParams
+
+MAX_CHOSEN_IDS = 1024  # of token_ids_logprob
+NOT_YET = (
+    "input_embeds",
+    "image_data",
+    "video_data",
+    "audio_data",
+    "lora_path",
+    "session_params",
+    "custom_logit_processor",
+)
+NOT_YET_SAMPLING = ("regex", "json_schema", "ebnf", "structural_tag", "custom_params")
+
+T = TypeVar("T")
+
+
+class GenerateBody(msgspec.Struct, kw_only=True):
+    """The fields of `/generate` and their JSON types; null means not given."""
+
+    text: str | list[str] | None = None
+    input_ids: list[int | list[int]] | None = None
+    sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None
+    rid: str | list[str] | None = None
+    return_logprob: bool | list[bool] | None = None
+    logprob_start_len: int | list[int] | None = None
+    top_logprobs_num: int | list[int] | None = None
+    token_ids_logprob: list[int | list[int]] | None = None
+    return_text_in_logprobs: bool | None = None
+    return_hidden_states: bool | None = None
+    stream: bool | None = None
+    cache_salt: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    """A call, and what its response should look like.
+
+    is_array  the response is an array: the prompt was a list, or n > 1
+    """
+
+    call: GenerationCall
+    is_array: bool
+    has_token_texts: bool
+
+
+def parse_generate(body: bytes) -> GenerateRequest:
+    """The request in the body of a POST; raises InvalidRequestError."""
+    return generate_request(parse_fields(body))
+
+
+def generate_request(fields: Mapping[str, Any]) -> GenerateRequest:
+    """The request these JSON values describe; raises InvalidRequestError."""
+    refuse_unsupported(fields, NOT_YET)
+    body = convert(fields, GenerateBody)
+    if body.return_hidden_states:
+        refuse_unsupported({"return_hidden_states": True}, ["return_hidden_states"])
+    prompts, is_batch = _prompts(body)
+    calls = _prompt_calls(body, prompts, is_batch)
+    n = calls[0].sampling.n
+    if any(call.sampling.n != n for call in calls):
+        raise InvalidRequestError("n must be the same for all prompts of a batch", param="n")
+    salt = body.cache_salt
+    call = GenerationCall(
+        prompts=calls,
+        n=n,
+        stream=bool(body.stream),
+        namespace="" if salt is None else check_name(salt, "cache_salt", MAX_SALT_CHARS),
+    )
+    return GenerateRequest(
+        call=call,
+        is_array=is_batch or n > 1,
+        has_token_texts=bool(body.return_text_in_logprobs),
+    )
+
+
+def _prompts(body: GenerateBody) -> tuple[list[Prompt], bool]:
+    """The prompts, and whether they came as a list."""
+    if body.text is not None and body.input_ids is not None:
+        raise InvalidRequestError("give either text or input_ids, not both", param="input_ids")
+    if body.text is not None:
+        return ([body.text], False) if isinstance(body.text, str) else (_some(body.text), True)
+    if body.input_ids is None:
+        raise InvalidRequestError("either text or input_ids must be given", param="text")
+    ids = _some(body.input_ids, "input_ids")
+    if isinstance(ids[0], int):
+        return [id_array(ids, "input_ids")], False
+    return [id_array(prompt, "input_ids") for prompt in ids], True
+
+
+def _some(prompts: Sequence[T], field: str = "text") -> list[T]:
+    if not prompts:
+        raise InvalidRequestError(f"{field} must not be an empty list", param=field)
+    return list(prompts)
+
+
+def _prompt_calls(
+    body: GenerateBody, prompts: list[Prompt], is_batch: bool
+) -> tuple[PromptCall, ...]:
+    num = len(prompts) if is_batch else None
+    if is_batch and isinstance(body.rid, str):
+        raise InvalidRequestError("rid must be a list for a list of prompts", param="rid")
+    sampling_fields: list[dict[str, Any]] = _spread(
+        body.sampling_params, {}, num, "sampling_params"
+    )
+    rids: list[str] = _spread(body.rid, "", num, "rid")
+    logprobs = _logprob_options(body, num)
+    return tuple(
+        PromptCall(
+            prompt=prompt,
+            sampling=_sampling(fields),
+            logprobs=options,
+            rid=rid and check_name(rid, "rid", MAX_RID_CHARS),
+            is_length_explicit=fields.get("max_new_tokens") is not None,
+        )
+        for prompt, fields, options, rid in zip(
+            prompts, sampling_fields, logprobs, rids, strict=True
+        )
+    )
+
+
+def _sampling(fields: dict[str, Any]) -> SamplingParams:
+    refuse_unsupported(fields, NOT_YET_SAMPLING)
+    check_logit_bias(fields.get("logit_bias"))
+    return SamplingParams.from_dict(
+        {name: value for name, value in fields.items() if name not in NOT_YET_SAMPLING}
+    )
+
+
+def _spread(value: Any, default: Any, num: int | None, field: str) -> list[Any]:
+    """A value for each prompt; `num` is None where the prompt is no list."""
+    if not isinstance(value, list):
+        return [default if value is None else value] * (1 if num is None else num)
+    if num is None:
+        raise InvalidRequestError(f"{field} may be a list only if the prompt is one", param=field)
+    if len(value) != num:
+        raise InvalidRequestError(
+            f"{field} has {len(value)} entries for {num} prompts", param=field
+        )
+    return value
+
+
+def _logprob_options(body: GenerateBody, num: int | None) -> list[LogprobOptions | None]:
+    wanted: list[bool] = _spread(body.return_logprob, False, num, "return_logprob")
+    starts: list[int] = _spread(body.logprob_start_len, -1, num, "logprob_start_len")
+    tops: list[int] = _spread(body.top_logprobs_num, 0, num, "top_logprobs_num")
+    chosen = _chosen_ids(body.token_ids_logprob, num)
+    return [
+        _checked_options(start, top, ids) if is_wanted else None
+        for is_wanted, start, top, ids in zip(wanted, starts, tops, chosen, strict=True)
+    ]
+
+
+def _chosen_ids(value: list[int | list[int]] | None, num: int | None) -> list[list[int]]:
+    """`token_ids_logprob` is itself a list: one of integers is meant for every prompt."""
+    if not value or isinstance(value[0], int):
+        return [value or []] * (1 if num is None else num)  # type: ignore[list-item]
+    return _spread(value, [], num, "token_ids_logprob")
+
+
+def _checked_options(start_len: int, top_num: int, token_ids: list[int]) -> LogprobOptions:
+    if start_len < -1:
+        raise InvalidRequestError(
+            f"logprob_start_len must be -1 or a position of the prompt, got {start_len}",
+            param="logprob_start_len",
+        )
+    if not 0 <= top_num <= MAX_TOP_LOGPROBS:
+        raise InvalidRequestError(
+            f"top_logprobs_num must be from 0 to {MAX_TOP_LOGPROBS}, got {top_num}",
+            param="top_logprobs_num",
+        )
+    if len(token_ids) > MAX_CHOSEN_IDS:
+        raise InvalidRequestError(
+            f"token_ids_logprob may name {MAX_CHOSEN_IDS} ids, got {len(token_ids)}",
+            param="token_ids_logprob",
+        )
+    packed = pack(id_array(token_ids, "token_ids_logprob")) if token_ids else b""
+    return LogprobOptions(start_len=start_len, top_num=top_num, token_ids=packed)

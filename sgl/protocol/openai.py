@@ -1,0 +1,192 @@
+"""What the two `/v1` generation endpoints share: sampling fields, usage, errors, models."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from sgl.errors import InvalidRequestError, RequestError
+from sgl.messages import Finish
+from sgl.protocol.body import MAX_RID_CHARS, MAX_SALT_CHARS, check_logit_bias, check_name
+from sgl.protocol.call import Answer
+from sgl.sampling_params import SamplingParams
+
+NOT_YET = (
+    "regex",
+    "ebnf",
+    "json_schema",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "lora_path",
+    "session_params",
+    "custom_logit_processor",
+    "audio",
+)
+
+
+class StreamOptions(msgspec.Struct, kw_only=True):
+    include_usage: bool | None = None
+
+
+class SamplingBody(msgspec.Struct, kw_only=True):
+    """Fields of both endpoints and their JSON types; null means not given."""
+
+    model: str | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    min_tokens: int | None = None
+    repetition_penalty: float | None = None
+    stop_token_ids: list[int] | None = None
+    no_stop_trim: bool | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    rid: str | None = None
+    cache_salt: str | None = None
+
+
+_SAME_NAME = (
+    "n",
+    "temperature",
+    "top_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "seed",
+    "stop",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "stop_token_ids",
+    "no_stop_trim",
+    "ignore_eos",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+)
+
+
+def sampling_params(body: SamplingBody, **fields: Any) -> SamplingParams:
+    """The body's sampling fields; `fields` are those whose meaning differs by endpoint."""
+    check_logit_bias(body.logit_bias)
+    given = {name: getattr(body, name) for name in _SAME_NAME}
+    given |= {"min_new_tokens": body.min_tokens}
+    known = {name: value for name, value in given.items() if value is not None}
+    return SamplingParams.from_dict(known | fields)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """What is the same in every event of a response."""
+
+    id: str
+    model: str
+    created: int
+    reports_cached: bool
+    includes_usage: bool
+
+    def around(self, kind: str, choices: list[Any], usage: dict[str, Any] | None) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+            "usage": usage,
+        }
+
+    def usage(self, answers: Sequence[Answer], n: int) -> dict[str, Any]:
+        """Token counts; a prompt counts once, however many samples were drawn."""
+        num_prompt = sum(len(answer.prompt_ids) for answer in answers[::n])
+        num_completion = sum(len(answer.output_ids) for answer in answers)
+        num_cached = sum(answer.num_cached for answer in answers[::n])
+        return {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": num_completion,
+            "total_tokens": num_prompt + num_completion,
+            "prompt_tokens_details": {"cached_tokens": num_cached} if self.reports_cached else None,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """What the formats tell of the server."""
+
+    model_name: str
+    reports_cached: bool = False
+
+
+def frame(body: SamplingBody, server: Server, prefix: str) -> Frame:
+    options = body.stream_options
+    return Frame(
+        id=check_name(body.rid, "rid", MAX_RID_CHARS)
+        if body.rid
+        else f"{prefix}-{uuid.uuid4().hex}",
+        model=check_name(body.model, "model", MAX_RID_CHARS) if body.model else server.model_name,
+        created=int(time.time()),
+        reports_cached=server.reports_cached,
+        includes_usage=bool(options and options.include_usage),
+    )
+
+
+def namespace(body: SamplingBody) -> str:
+    salt = body.cache_salt
+    return "" if salt is None else check_name(salt, "cache_salt", MAX_SALT_CHARS)
+
+
+def stop_fields(finish: Finish | None) -> dict[str, Any]:
+    """`finish_reason` and, as an extra, what was matched; null until the last token."""
+    return {
+        "finish_reason": finish and finish.kind,
+        "matched_stop": finish and finish.matched,
+    }
+
+
+def openai_error(error: RequestError) -> dict[str, Any]:
+    return error_body(str(error), error.kind, param=error.param, code=error.code)
+
+
+def error_body(
+    message: str, kind: str, *, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def model_card(name: str, created: int, context_len: int) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "sgl",
+        "root": name,
+        "parent": None,
+        "max_model_len": context_len,
+    }
+
+
+def model_list(cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {"object": "list", "data": list(cards)}
+
+
+def refuse_range(name: str, value: int | None, low: int, high: int) -> None:
+    if value is not None and not low <= value <= high:
+        raise InvalidRequestError(f"{name} must be from {low} to {high}, got {value}", param=name)

@@ -1,0 +1,116 @@
+"""`/v1/completions`: a JSON object to a call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sgl.errors import InvalidRequestError
+from sgl.messages import LogprobOptions
+from sgl.protocol.body import (
+    MAX_TOP_LOGPROBS,
+    convert,
+    id_array,
+    parse_fields,
+    refuse_unsupported,
+)
+from sgl.protocol.call import GenerationCall, Prompt, PromptCall
+from sgl.protocol.openai import (
+    NOT_YET,
+    Frame,
+    SamplingBody,
+    Server,
+    frame,
+    namespace,
+    refuse_range,
+    sampling_params,
+)
+
+DEFAULT_MAX_TOKENS = 16
+
+
+class CompletionBody(SamplingBody, kw_only=True):
+    """The fields of `/v1/completions` besides the shared ones."""
+
+    prompt: str | list[str | int | list[int]] | None = None
+    echo: bool | None = None
+    logprobs: int | None = None
+    best_of: int | None = None
+    suffix: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionRequest:
+    """A call, and what its response should look like."""
+
+    call: GenerationCall
+    frame: Frame
+    has_echo: bool
+
+
+def parse_completion(body: bytes, server: Server) -> CompletionRequest:
+    """The request in the body of a POST; raises InvalidRequestError."""
+    fields = parse_fields(body)
+    refuse_unsupported(fields, NOT_YET)
+    completion = convert(fields, CompletionBody)
+    _check(completion)
+    prompts = _prompts(completion.prompt)
+    head = frame(completion, server, "cmpl")
+    sampling = sampling_params(
+        completion,
+        max_new_tokens=DEFAULT_MAX_TOKENS
+        if completion.max_tokens is None
+        else completion.max_tokens,
+    )
+    calls = tuple(
+        PromptCall(
+            prompt=prompt,
+            sampling=sampling,
+            logprobs=_logprob_options(completion),
+            rid=head.id if len(prompts) == 1 else f"{head.id}-{number}",
+            is_length_explicit=completion.max_tokens is not None,
+        )
+        for number, prompt in enumerate(prompts)
+    )
+    call = GenerationCall(
+        prompts=calls,
+        n=sampling.n,
+        stream=bool(completion.stream),
+        namespace=namespace(completion),
+    )
+    return CompletionRequest(call=call, frame=head, has_echo=bool(completion.echo))
+
+
+def _check(body: CompletionBody) -> None:
+    refuse_range("logprobs", body.logprobs, 0, MAX_TOP_LOGPROBS)
+    if body.suffix:
+        raise InvalidRequestError("suffix is not supported by this server", param="suffix")
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise InvalidRequestError(
+            "best_of must be equal to n: this server returns all it generates", param="best_of"
+        )
+
+
+def _prompts(prompt: str | list[str | int | list[int]] | None) -> list[Prompt]:
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise InvalidRequestError(
+            "prompt must be a text, a list of texts or token ids", param="prompt"
+        )
+    if isinstance(prompt[0], int):
+        return [id_array(prompt, "prompt")]
+    if isinstance(prompt[0], str):
+        return [_text(item) for item in prompt]
+    return [id_array(item, "prompt") for item in prompt]
+
+
+def _text(item: object) -> str:
+    if not isinstance(item, str):
+        raise InvalidRequestError("prompt mixes texts and token ids", param="prompt")
+    return item
+
+
+def _logprob_options(body: CompletionBody) -> LogprobOptions | None:
+    if body.logprobs is None:
+        return None
+    return LogprobOptions(start_len=0 if body.echo else -1, top_num=body.logprobs)

@@ -1,0 +1,415 @@
+"""Which tokens the next forward pass computes: continuous batching with a token budget per step.
+
+`plan` may be called while an earlier step still runs. It then works with what is certain: lengths
+are known in advance, tokens are not. A request that turns out to have ended takes part in one step
+too many; that token is dropped when its step is committed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+
+from sgl.errors import PromptTooLongError
+from sgl.messages import (
+    Chunk,
+    Finish,
+    Generate,
+    NewRow,
+    RequestId,
+    RowLogprobs,
+    StepPlan,
+    StepResult,
+    TokenDelta,
+    pack,
+    unpack,
+)
+from sgl.scheduling.admission import Admission
+from sgl.scheduling.kv_store import KvStore
+from sgl.scheduling.policy import Policy, order
+from sgl.scheduling.request import Request
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What a batcher may use.
+
+    max_step_tokens  prefill tokens a step may hold (decodes count against it, prefill gets at
+                     least a quarter)
+    max_rows         requests that run at the same time
+    max_total_len    prompt and answer of one request together
+    max_in_flight    steps planned ahead of their results: 2 overlaps scheduling with the device
+    """
+
+    max_step_tokens: int
+    max_rows: int
+    max_total_len: int
+    max_in_flight: int = 2
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counts since the start."""
+
+    num_steps: int = 0
+    num_prefill_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_output_tokens: int = 0
+    num_retractions: int = 0
+    num_finished: int = 0
+    num_aborted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One request's share of a step: after it, KV of `end` tokens is there."""
+
+    request: Request
+    epoch: int  # num_retractions when planned; another one now means its KV is gone
+    end: int
+    is_sampled: bool
+    is_prefill: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A planned step whose result has not come yet; parts are in the order of the plan's rows."""
+
+    number: int
+    parts: list[Part] = field(default_factory=list)
+
+
+class Batcher:
+    """Owns the queues. Messages go in through `add` and `end`, plans and deltas come out."""
+
+    def __init__(
+        self,
+        store: KvStore,
+        limits: Limits,
+        *,
+        policy: Policy = "lpm",
+        conservativeness: float = 1.0,
+        eos_ids: AbstractSet[int] = frozenset(),
+        seed: int = 0,
+    ) -> None:
+        self.store = store
+        self.limits = limits
+        self.policy = policy
+        self.eos_ids = eos_ids
+        self.rng = random.Random(seed)
+        self.admission = Admission(store, conservativeness)
+        self.requests: dict[RequestId, Request] = {}
+        self.waiting: list[Request] = []
+        self.running: list[Request] = []
+        self.in_flight: deque[Step] = deque()
+        self.totals = Totals()
+        self._free_rows = list(range(limits.max_rows))
+        self._released_rows: list[int] = []
+        self._last_decode_rows = b""
+        self._num_arrived = 0
+
+    def add(self, message: Generate) -> None:
+        """Queue a request; raises PromptTooLongError where it could never run."""
+        prompt_len = len(message.prompt_ids) // 4
+        needed = prompt_len + (message.sampling.max_new_tokens != 0)
+        if needed > self.limits.max_total_len:
+            raise PromptTooLongError(
+                f"the prompt has {prompt_len} tokens, the server holds "
+                f"{self.limits.max_total_len} per request with its answer: shorten the prompt"
+            )
+        request = Request.from_message(
+            message,
+            arrival=self._num_arrived,
+            seed=self._seed(message.sampling.seed),
+            eos_ids=self.eos_ids,
+            max_total_len=self.limits.max_total_len,
+        )
+        self._num_arrived += 1
+        self.requests[request.request_id] = request
+        self.waiting.append(request)
+
+    def end(self, request_id: RequestId, finish: Finish) -> TokenDelta | None:
+        """End a request in whatever state it is; None if there is no such request."""
+        request = self.requests.get(request_id)
+        if request is None:
+            return None
+        self._end(request, finish)
+        return request.last_delta(finish)
+
+    def plan(self) -> StepPlan | None:
+        """The next forward pass, or None when there is nothing that could run now."""
+        if len(self.in_flight) >= self.limits.max_in_flight:
+            return None
+        self.admission.relax()
+        decodes, page_rows, page_ids = self._plan_decodes()
+        step = Step(self.totals.num_steps, [_decode_part(request) for request in decodes])
+        admitted: list[NewRow] = []
+        chunks = list(self._plan_chunks(step, admitted, num_decodes=len(decodes)))
+        if not step.parts:
+            # Prefills that were begun may hold all memory, so that none of them can go on.
+            is_stuck = bool(self.running) and not self.in_flight
+            return self.plan() if is_stuck and self._retract_one() else None
+        self.totals.num_steps += 1
+        self.in_flight.append(step)
+        return StepPlan(
+            step=step.number,
+            released=self._take_released(),
+            admitted=admitted,
+            decode_rows=self._decode_rows_if_changed(decodes),
+            page_rows=b"" if len(page_rows) == len(decodes) else pack(page_rows),
+            page_ids=pack(page_ids),
+            chunks=chunks,
+        )
+
+    def commit(self, result: StepResult) -> list[TokenDelta]:
+        """Take the oldest planned step's result in; returns what its requests gained."""
+        step = self.in_flight.popleft()
+        assert step.number == result.step, f"result {result.step} came for step {step.number}"
+        if result.error:
+            return self._fail(step, result.error)
+        logprobs = {row.index: row for row in result.logprobs}
+        token_ids = iter(unpack(result.token_ids))
+        deltas = []
+        for index, part in enumerate(step.parts):
+            token_id = next(token_ids) if part.is_sampled else None
+            if not part.request.is_finished:
+                delta = self._commit_part(part, token_id, logprobs.get(index))
+                deltas += [delta] if delta else []
+        return deltas
+
+    def flush(self) -> bool:
+        """Empty the cache; refused (False) while any request is waiting or running."""
+        if self.requests or self.in_flight:
+            return False
+        self.store.flush()
+        return True
+
+    def check(self) -> None:
+        """Assert that queues, rows and pages agree."""
+        self.store.check(self.requests.values())
+        assert len(self.requests) == len(self.waiting) + len(self.running)
+        rows = [request.row for request in self.running]
+        assert sorted(rows + self._free_rows) == list(range(self.limits.max_rows))
+
+    def _plan_decodes(self) -> tuple[list[Request], list[int], list[int]]:
+        """The rows that decode, and the pages some of them need for it."""
+        while True:
+            decodes = [request for request in self.running if request.can_decode]
+            num_needed = sum(self._needs_page(request) for request in decodes)
+            if num_needed <= self.store.num_available or not self._retract_one():
+                break
+        chosen, page_rows, page_ids = [], [], []
+        for request in decodes:
+            if self._needs_page(request):
+                if not self.store.num_available:
+                    continue  # a request that ends with the step in flight makes room for it
+                page_ids += self.store.grow(request, request.num_planned + 1)
+                page_rows.append(request.row)
+            request.num_planned += 1
+            request.num_sampled += 1
+            chosen.append(request)
+        return chosen, page_rows, page_ids
+
+    def _needs_page(self, request: Request) -> bool:
+        return request.num_planned >= len(request.pages) * self.store.page_size
+
+    def _plan_chunks(self, step: Step, admitted: list[NewRow], num_decodes: int) -> Iterator[Chunk]:
+        """Prefill in what the decodes left of the step: first what was begun, then new requests."""
+        limit = self.limits.max_step_tokens
+        budget = max(limit - num_decodes, limit // 4, 1)
+        for request in [request for request in self.running if request.is_prefilling]:
+            if budget <= 0:
+                return
+            if chunk := self._chunk(step, request, budget):
+                budget -= len(chunk.token_ids) // 4
+                yield chunk
+        for request in self._candidates(budget):
+            admitted.append(self._admit(request))
+            chunk = self._chunk(step, request, budget)
+            assert chunk, "a request was admitted without memory for a single token"
+            budget -= len(chunk.token_ids) // 4
+            yield chunk
+            if budget <= 0:
+                break
+
+    def _candidates(self, budget: int) -> Iterator[Request]:
+        """Waiting requests that may start now, in order; each is attached to its cached prefix."""
+        if budget <= 0 or not self.waiting or not self._free_rows:
+            return
+        window = order(self.waiting, self.policy, self.store.cache, self.rng)
+        self.admission.begin(self.running)
+        last_arrival = -1
+        for request in window:
+            if request.is_waiting_for_token or self.admission.waits_for_leader(request):
+                continue
+            if not self.admission.try_admit(request, is_alone=not self.running):
+                break
+            last_arrival = max(last_arrival, request.arrival)
+            yield request
+            if not self._free_rows:
+                break
+        for request in window:
+            request.num_overtaken += request.row < 0 and request.arrival < last_arrival
+
+    def _admit(self, request: Request) -> NewRow:
+        self.waiting.remove(request)
+        self.running.append(request)
+        request.row = heappop(self._free_rows)
+        request.is_prefilling = True
+        if request.num_cached < 0:
+            request.num_cached = request.num_in_tree
+            self.totals.num_cached_tokens += request.num_in_tree
+        sampling = request.sampling
+        return NewRow(
+            row=request.row,
+            num_cached=request.num_in_tree,
+            pages=request.pages.tobytes(),
+            sampling=sampling,
+            seed=request.seed,
+            num_output=request.num_output,
+            eos_ids=pack(sorted(request.stop_ids)) if sampling.min_new_tokens else b"",
+            prompt_ids=self._prompt_bytes(request) if sampling.repetition_penalty != 1.0 else b"",
+            output_ids=self._output_bytes(request) if sampling.has_penalty else b"",
+            logprobs=request.logprobs,
+        )
+
+    def _chunk(self, step: Step, request: Request, budget: int) -> Chunk | None:
+        """As much of a request's prefill as budget and memory allow; None if that is nothing."""
+        start, target = request.num_planned, len(request.token_ids)
+        held = len(request.pages) + self.store.num_available
+        end = min(target, start + budget, held * self.store.page_size)
+        if end <= start:
+            return None
+        pages = self.store.grow(request, end)
+        is_end = end == target
+        is_sampled = is_end and request.max_new_tokens > 0
+        request.num_planned = end
+        request.num_sampled += is_sampled
+        request.is_prefilling = not is_end
+        self.totals.num_prefill_tokens += end - start
+        step.parts.append(Part(request, request.num_retractions, end, is_sampled, is_prefill=True))
+        has_next = end < request.prompt_len
+        return Chunk(
+            row=request.row,
+            start=start,
+            token_ids=request.token_ids[start:end].tobytes(),
+            pages=pages.tobytes(),
+            is_last=is_sampled,
+            logprob_start=self._logprob_start(request, start, end),
+            next_token_id=request.token_ids[end] if has_next else -1,
+        )
+
+    def _logprob_start(self, request: Request, start: int, end: int) -> int:
+        """First position in [start, end) whose next token is a prompt token to report; or -1."""
+        first = max(request.next_logprob - 1, start)
+        return first if first < min(end, request.prompt_len - 1) else -1
+
+    def _commit_part(
+        self, part: Part, token_id: int | None, logprobs: RowLogprobs | None
+    ) -> TokenDelta | None:
+        request = part.request
+        if part.epoch == request.num_retractions:
+            request.num_computed = part.end
+        finish, new_ids = None, b""
+        if token_id is None:
+            if request.max_new_tokens == 0 and part.end == request.prompt_len:
+                finish = Finish("length", length=0)
+        elif token_id < 0:
+            finish = Finish("abort", message="the model's output is not a number", status=500)
+        else:
+            finish, new_ids = request.accept(token_id), pack([token_id])
+            self.totals.num_output_tokens += 1
+        input_logprobs = logprobs.input if logprobs else None
+        if part.is_prefill and request.next_logprob < request.prompt_len:
+            request.next_logprob = min(part.end + 1, request.prompt_len)
+        if finish:
+            self._end(request, finish)
+        elif part.is_prefill and part.epoch == request.num_retractions:
+            self.store.share(request)
+        if not (finish or new_ids or input_logprobs):
+            return None
+        return TokenDelta(
+            request.request_id,
+            new_ids,
+            finish,
+            max(request.num_cached, 0),
+            input_logprobs,
+            logprobs.output if logprobs else None,
+        )
+
+    def _fail(self, step: Step, error: str) -> list[TokenDelta]:
+        """The step left nothing: its requests end, the others never notice."""
+        finish = Finish("abort", message=error, status=500)
+        ids = [part.request.request_id for part in step.parts if not part.request.is_finished]
+        return [delta for request_id in ids if (delta := self.end(request_id, finish))]
+
+    def _retract_one(self) -> bool:
+        """Send the running request with the least progress back to the queue.
+
+        False if none should be: only one is left, or one ends with a step already in flight.
+        """
+        if len(self.running) < 2 or any(
+            request.num_sampled >= request.max_new_tokens and not request.is_prefilling
+            for request in self.running
+        ):
+            return False
+        candidates = [request for request in self.running if not request.is_reserved]
+        victim = min(
+            candidates or self.running, key=lambda request: (request.num_output, -request.arrival)
+        )
+        self.running.remove(victim)
+        self._give_row(victim)
+        self.store.release(victim)
+        victim.num_retractions += 1
+        self.waiting.insert(0, victim)
+        self.totals.num_retractions += 1
+        self.admission.tighten(self.running)
+        return True
+
+    def _end(self, request: Request, finish: Finish) -> None:
+        request.is_finished = True
+        is_aborted = finish.kind == "abort"
+        self.totals.num_aborted += is_aborted
+        self.totals.num_finished += not is_aborted
+        del self.requests[request.request_id]
+        if request.row >= 0:
+            self.running.remove(request)
+            self._give_row(request)
+        else:
+            self.waiting.remove(request)
+        self.store.release(request)
+
+    def _give_row(self, request: Request) -> None:
+        heappush(self._free_rows, request.row)
+        self._released_rows.append(request.row)
+        request.row = -1
+        request.is_prefilling = False
+
+    def _take_released(self) -> bytes:
+        released, self._released_rows = self._released_rows, []
+        return pack(released)
+
+    def _decode_rows_if_changed(self, decodes: list[Request]) -> bytes | None:
+        rows = pack(request.row for request in decodes)
+        if rows == self._last_decode_rows:
+            return None
+        self._last_decode_rows = rows
+        return rows
+
+    def _seed(self, seed: int | None) -> int:
+        return self.rng.getrandbits(63) if seed is None else seed
+
+    def _prompt_bytes(self, request: Request) -> bytes:
+        return request.token_ids[: request.prompt_len].tobytes()
+
+    def _output_bytes(self, request: Request) -> bytes:
+        return request.token_ids[request.prompt_len :].tobytes()
+
+
+def _decode_part(request: Request) -> Part:
+    end = request.num_planned
+    return Part(request, request.num_retractions, end, is_sampled=True, is_prefill=False)

@@ -1,0 +1,123 @@
+"""One request as the scheduler sees it: its tokens, its KV pages and how far it has come."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+
+from sgl.messages import Finish, Generate, LogprobOptions, RequestId, TokenDelta, unpack
+from sgl.sampling_params import SamplingParams
+from sgl.scheduling.radix_cache import Node
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """
+    token_ids  0 ..... num_in_tree ..... num_computed ..... num_planned ..... len
+               └ pages of the ┘└ private pages,  ┘└ private pages, KV ┘└ to be ┘
+                 radix tree,     KV is there        of steps in flight    planned
+                 pinned by node
+
+    `num_sampled` counts the output tokens of all planned steps; those of steps in flight are not
+    in `token_ids` yet. A request that decodes has num_planned = prompt_len + num_sampled - 1.
+    """
+
+    request_id: RequestId
+    prompt_len: int
+    token_ids: array[int]
+    sampling: SamplingParams
+    seed: int
+    max_new_tokens: int
+    stop_ids: AbstractSet[int]
+    arrival: int
+    logprobs: LogprobOptions | None = None
+    namespace: str = ""
+
+    pages: array[int] = field(default_factory=lambda: array("i"))
+    node: Node | None = None
+    num_in_tree: int = 0
+    num_private_pages: int = 0
+    num_computed: int = 0
+    num_planned: int = 0
+    num_sampled: int = 0
+    row: int = -1
+    is_prefilling: bool = False
+    is_finished: bool = False
+
+    num_cached: int = -1  # tokens found in the tree when first admitted; -1 before that
+    num_overtaken: int = 0
+    num_retractions: int = 0
+    next_logprob: int = 0  # first prompt position whose log-probability was not reported yet
+
+    @classmethod
+    def from_message(
+        cls,
+        message: Generate,
+        *,
+        arrival: int,
+        seed: int,
+        eos_ids: AbstractSet[int],
+        max_total_len: int,
+    ) -> Request:
+        """The request behind a message; its length is cut to what the server can hold."""
+        prompt_ids = unpack(message.prompt_ids)
+        room = max_total_len - len(prompt_ids)
+        wanted = message.sampling.max_new_tokens
+        stops = frozenset(message.sampling.stop_token_ids)
+        options = message.logprobs
+        wants_prompt = options is not None and options.start_len >= 0
+        return cls(
+            request_id=message.request_id,
+            prompt_len=len(prompt_ids),
+            token_ids=prompt_ids,
+            sampling=message.sampling,
+            seed=seed,
+            max_new_tokens=room if wanted is None else min(wanted, room),
+            stop_ids=frozenset() if message.sampling.ignore_eos else eos_ids | stops,
+            arrival=arrival,
+            logprobs=options,
+            namespace=message.namespace,
+            next_logprob=options.start_len if options and wants_prompt else len(prompt_ids),
+        )
+
+    @property
+    def num_output(self) -> int:
+        """Output tokens known by now."""
+        return len(self.token_ids) - self.prompt_len
+
+    @property
+    def is_waiting_for_token(self) -> bool:
+        """Whether a step in flight samples a token of this request."""
+        return self.num_output < self.num_sampled
+
+    @property
+    def is_reserved(self) -> bool:
+        """Retracted so often that it is admitted with all the memory it may ever need."""
+        return self.num_retractions >= 3
+
+    @property
+    def can_decode(self) -> bool:
+        return not self.is_prefilling and self.num_sampled < self.max_new_tokens
+
+    @property
+    def cache_limit(self) -> int:
+        """How many leading tokens may come from the cache: the last one is always computed, and
+        a prompt log-probability needs the hidden state of the token before."""
+        last = len(self.token_ids) - 1
+        if self.next_logprob < self.prompt_len:
+            return min(last, max(self.next_logprob - 1, 0))
+        return last
+
+    def accept(self, token_id: int) -> Finish | None:
+        """Record a sampled token; says whether and why it was the last one."""
+        self.token_ids.append(token_id)
+        if self.num_output >= self.max_new_tokens:
+            return Finish("length", length=self.max_new_tokens)
+        if token_id in self.stop_ids:
+            return Finish("stop", matched=token_id)
+        return None
+
+    def last_delta(self, finish: Finish) -> TokenDelta:
+        """What is told of a request that ends without another token."""
+        return TokenDelta(self.request_id, b"", finish, max(self.num_cached, 0))

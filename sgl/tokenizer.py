@@ -1,0 +1,407 @@
+"""Text to token ids and back, loaded without torch from a model folder or a GGUF file.
+
+    text ── encode ──▶ ids ── decode ────────▶ text of a whole sequence, as Hugging Face gives it
+                        └──── byte_table ────▶ the bytes of each token, for `TextStream`
+
+A token of a text model stands for bytes, not for characters: an emoji can be four tokens. The table
+says which bytes. Joined, they are the text; only a sentencepiece model's very first space differs,
+which `decode` drops and the table keeps, because a continuation needs it ("I" + " am").
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import struct
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from tokenizers import (
+    AddedToken,
+    Regex,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
+from tokenizers import Tokenizer as FastTokenizer
+
+from sgl.errors import ConfigError, InvalidRequestError
+
+ALWAYS_ENDS = ("<|eom_id|>",)  # Llama 3 ends a message with it, and no config file says so
+
+
+class Tokenizer:
+    """A vocabulary, its special tokens and the model's chat template."""
+
+    def __init__(
+        self,
+        fast: FastTokenizer,
+        *,
+        bos_token: str = "",
+        eos_token: str = "",
+        eos_ids: Iterable[int] = (),
+        chat_template: str | None = None,
+    ) -> None:
+        fast.no_padding()
+        fast.no_truncation()
+        self._fast = fast
+        self.bos_token = bos_token
+        self.eos_token = eos_token
+        self.bos_id: int | None = fast.token_to_id(bos_token)
+        self.chat_template = chat_template
+        ends = [fast.token_to_id(token) for token in (eos_token, *ALWAYS_ENDS)]
+        self.eos_ids = frozenset([*eos_ids, *(end for end in ends if end is not None)])
+        self.special_ids = frozenset(
+            token_id for token_id, token in self._added.items() if token.special
+        )
+
+    @classmethod
+    def load(cls, path: str) -> Tokenizer:
+        """The tokenizer of a Hugging Face folder or a `.gguf` file."""
+        place = Path(path)
+        if place.suffix == ".gguf" and place.is_file():
+            return _from_gguf(place)
+        if (place / "tokenizer.json").is_file():
+            return _from_folder(place)
+        if place.is_dir():
+            return _from_transformers(place)
+        raise ConfigError(
+            f"no tokenizer at {path}: give --tokenizer-path a folder with tokenizer.json, "
+            "or a .gguf file"
+        )
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> array[int]:
+        """Token ids of `text`; special tokens written out in it become their ids."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequestError(
+                "the text holds half of a surrogate pair: send whole Unicode characters"
+            ) from None
+        return array("i", self._fast.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of a whole sequence. Ids that are not in the vocabulary have none."""
+        text: str = self._fast.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """One more than the largest id, added tokens included."""
+        return max(self._bytes, default=-1) + 1
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        """Whether `encode` puts the beginning-of-sequence token in front."""
+        return self.bos_id is not None and self.bos_id in self.encode("")[:1]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes the token adds to the text; none for an id that is not in the vocabulary."""
+        return self._bytes.get(token_id, b"")
+
+    def token_text(self, token_id: int) -> str:
+        """The token alone, for people to look at: part of a character shows as U+FFFD."""
+        return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def byte_table(self, skip_special_tokens: bool) -> Mapping[int, bytes]:
+        """id -> bytes; without the special tokens if they are to leave no text."""
+        return self._bytes_without_special if skip_special_tokens else self._bytes
+
+    @cached_property
+    def _bytes(self) -> dict[int, bytes]:
+        table = _vocabulary_bytes(self._fast.get_vocab(with_added_tokens=True), self._fast.decoder)
+        table.update((token_id, token.content.encode()) for token_id, token in self._added.items())
+        return table
+
+    @cached_property
+    def _bytes_without_special(self) -> dict[int, bytes]:
+        return {key: data for key, data in self._bytes.items() if key not in self.special_ids}
+
+    @cached_property
+    def _added(self) -> dict[int, AddedToken]:
+        return self._fast.get_added_tokens_decoder()
+
+
+def _vocabulary_bytes(vocabulary: Mapping[str, int], decoder: object) -> dict[int, bytes]:
+    """What each entry of the vocabulary adds to a text, as the model's decoder would have it."""
+    steps = _decoder_steps(decoder)
+    if "ByteLevel" in steps:
+        return {key: _alphabet_bytes(token) for token, key in vocabulary.items()}
+    if "WordPiece" in steps or not steps:
+        return {key: _word_bytes(token) for token, key in vocabulary.items()}
+    table = {key: token.replace("▁", " ").encode() for token, key in vocabulary.items()}
+    for byte in range(256):
+        key = vocabulary.get(f"<0x{byte:02X}>")
+        if key is not None and "ByteFallback" in steps:
+            table[key] = bytes([byte])
+    return table
+
+
+def _decoder_steps(decoder: Any) -> set[str]:
+    if decoder is None:
+        return set()
+    spec = json.loads(decoder.__getstate__())
+    return {step["type"] for step in spec.get("decoders", [spec])}
+
+
+def _byte_alphabet() -> dict[int, int]:
+    """Byte-level models write byte 0x0A as "Ċ": code point of the letter -> the byte."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: byte for byte in printable} | {256 + n: byte for n, byte in enumerate(others)}
+
+
+_ALPHABET = _byte_alphabet()
+
+
+def _alphabet_bytes(token: str) -> bytes:
+    try:
+        return bytes([_ALPHABET[ord(letter)] for letter in token])
+    except KeyError:
+        return token.encode()
+
+
+def _word_bytes(token: str) -> bytes:
+    return token[2:].encode() if token.startswith("##") else b" " + token.encode()
+
+
+def _from_folder(folder: Path) -> Tokenizer:
+    config = _read_json(folder / "tokenizer_config.json")
+    names = {**_read_json(folder / "special_tokens_map.json"), **config}
+    try:
+        fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library raises nothing narrower
+        raise ConfigError(f"{folder / 'tokenizer.json'} is not a tokenizer: {error}") from None
+    _add_declared_tokens(fast, config.get("added_tokens_decoder") or {})
+    fast.add_special_tokens(sorted(set(_special_names(names)) - {""}))
+    return Tokenizer(
+        fast,
+        bos_token=_content(names.get("bos_token")),
+        eos_token=_content(names.get("eos_token")),
+        eos_ids=_configured_ends(folder),
+        chat_template=_folder_template(folder, config),
+    )
+
+
+def _add_declared_tokens(fast: FastTokenizer, declared: Mapping[str, Any]) -> None:
+    """Tokens that only tokenizer_config.json knows, in the order of their ids."""
+    for _, token in sorted(declared.items(), key=lambda item: int(item[0])):
+        if fast.token_to_id(token["content"]) is None:
+            fast.add_tokens([AddedToken(**token)])
+
+
+def _special_names(names: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in names.items():
+        if key in ("additional_special_tokens", "extra_special_tokens"):
+            values = value.values() if isinstance(value, dict) else value or []
+            yield from (_content(item) for item in values)
+        elif key in ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token"):
+            yield _content(value)
+
+
+def _content(token: object) -> str:
+    """A token is written as its text or as an object with its text."""
+    return str(token["content"]) if isinstance(token, dict) else str(token or "")
+
+
+def _configured_ends(folder: Path) -> list[int]:
+    config = _read_json(folder / "config.json")
+    sources = [_read_json(folder / "generation_config.json"), config, config.get("text_config")]
+    ends: list[int] = []
+    for source in sources:
+        ids = (source or {}).get("eos_token_id")
+        ends += ids if isinstance(ids, list) else [] if ids is None else [ids]
+    return ends
+
+
+def _folder_template(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """A file beside the tokenizer goes before the entry in its config; of several, the default."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    entry = config.get("chat_template")
+    if isinstance(entry, list):
+        named = {template["name"]: str(template["template"]) for template in entry}
+        return named.get("default") or next(iter(named.values()), None)
+    return None if entry is None else str(entry)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{file} is not valid JSON: {error}") from None
+    return cast("dict[str, Any]", content)
+
+
+def _from_transformers(folder: Path, **options: str) -> Tokenizer:
+    """Formats that have to be converted first (sentencepiece); costs seconds and imports torch."""
+    from transformers import AutoTokenizer
+
+    try:
+        slow = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, **options)
+        fast = slow.backend_tokenizer
+    except (OSError, ValueError, ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"no tokenizer could be read from {folder}: {error}. Add a tokenizer.json, "
+            "or name another folder with --tokenizer-path"
+        ) from None
+    return Tokenizer(
+        fast,
+        bos_token=slow.bos_token or "",
+        eos_token=slow.eos_token or "",
+        eos_ids=_configured_ends(folder),
+        chat_template=slow.chat_template if isinstance(slow.chat_template, str) else None,
+    )
+
+
+_GPT2 = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+_SINGLE_DIGITS = [pre_tokenizers.Digits(individual_digits=True), *_GPT2]
+
+
+def _split_by(digits: str) -> list[Any]:
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + r"| ?[^\s\p{L}\p{N}]+"
+        r"[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    return [
+        pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+
+
+class _PreTokenizer(NamedTuple):
+    """How text is cut before byte-pair encoding, by the name GGUF files have for it."""
+
+    steps: list[Any]
+    has_nfc: bool = False
+    ignores_merges: bool = False
+    adds_bos: bool = False
+
+
+_LLAMA_3 = _PreTokenizer(_split_by(r"\p{N}{1,3}"), ignores_merges=True, adds_bos=True)
+_QWEN_2 = _PreTokenizer(_split_by(r"\p{N}"), has_nfc=True)
+PRE_TOKENIZERS = {
+    "gpt-2": _PreTokenizer(_GPT2),
+    "smollm": _PreTokenizer(_SINGLE_DIGITS),
+    "starcoder": _PreTokenizer(_SINGLE_DIGITS),
+    "llama-bpe": _LLAMA_3,
+    "llama3": _LLAMA_3,
+    "llama-v3": _LLAMA_3,
+    "qwen2": _QWEN_2,
+    "deepseek-r1-qwen": _QWEN_2,
+}
+_CONTROL, _USER_DEFINED = 3, 4  # GGUF token types: written for the model; written by people
+
+
+def _from_gguf(file: Path) -> Tokenizer:
+    metadata = read_gguf_metadata(file)
+    keys = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
+    if "tokens" not in keys:
+        raise ConfigError(f"{file} has no tokenizer: give --tokenizer-path the original folder")
+    if keys.get("model") != "gpt2":
+        return _from_transformers(file.parent, gguf_file=file.name)
+    tokens: list[str] = keys["tokens"]
+    ends = [keys[name] for name in _GGUF_ENDS if name in keys]
+    return Tokenizer(
+        _byte_level_tokenizer(tokens, keys, file),
+        bos_token=_token_at(tokens, keys.get("bos_token_id")),
+        eos_token=_token_at(tokens, keys.get("eos_token_id")),
+        eos_ids=ends,
+        chat_template=metadata.get("tokenizer.chat_template"),
+    )
+
+
+_GGUF_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
+
+
+def _token_at(tokens: Sequence[str], token_id: int | None) -> str:
+    return "" if token_id is None else tokens[token_id]
+
+
+def _byte_level_tokenizer(
+    tokens: Sequence[str], keys: Mapping[str, Any], file: Path
+) -> FastTokenizer:
+    name = keys.get("pre", "gpt-2")
+    if name not in PRE_TOKENIZERS:
+        raise ConfigError(
+            f"{file.name} cuts its text by {name!r}, we know {', '.join(sorted(PRE_TOKENIZERS))}: "
+            "give --tokenizer-path the folder of the original model"
+        )
+    pre = PRE_TOKENIZERS[name]
+    vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
+    merges = [tuple(merge.split(" ", 1)) for merge in keys["merges"]]
+    fast = FastTokenizer(models.BPE(vocabulary, merges, ignore_merges=pre.ignores_merges))
+    fast.pre_tokenizer = pre_tokenizers.Sequence(pre.steps)
+    fast.decoder = decoders.ByteLevel()
+    if pre.has_nfc:
+        fast.normalizer = normalizers.NFC()
+    types = keys.get("token_type", ())
+    for kind, is_special in ((_CONTROL, True), (_USER_DEFINED, False)):
+        added = [token for token, type_ in zip(tokens, types, strict=False) if type_ == kind]
+        fast.add_tokens([AddedToken(it, special=is_special, normalized=False) for it in added])
+    if keys.get("add_bos_token", pre.adds_bos):
+        bos = tokens[keys["bos_token_id"]]
+        fast.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, keys["bos_token_id"])]
+        )
+    return fast
+
+
+def read_gguf_metadata(file: Path) -> dict[str, Any]:
+    """The key-value part of a GGUF file: some 50 ms, where `gguf.GGUFReader` needs seconds."""
+    try:
+        with (
+            file.open("rb") as opened,
+            mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            return _GgufCursor(data).read_metadata()
+    except (struct.error, ValueError, LookupError) as error:
+        raise ConfigError(f"{file} is not a whole GGUF file: {error}") from None
+
+
+_GGUF_NUMBERS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
+_GGUF_STRING, _GGUF_ARRAY = 8, 9
+
+
+class _GgufCursor:
+    """Reads values one after the other; all numbers are little-endian."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self._offset = 0
+
+    def read_metadata(self) -> dict[str, Any]:
+        magic, version, _, num_keys = self._numbers("4sIQQ")
+        if magic != b"GGUF" or version < 2:
+            raise ValueError(f"it begins with {magic!r} and version {version}")
+        return {self._string(): self._value(self._numbers("I")[0]) for _ in range(num_keys)}
+
+    def _numbers(self, layout: str) -> tuple[Any, ...]:
+        values = struct.unpack_from("<" + layout, self._data, self._offset)
+        self._offset += struct.calcsize("<" + layout)
+        return values
+
+    def _string(self) -> str:
+        [length] = self._numbers("Q")
+        start, self._offset = self._offset, self._offset + length
+        if self._offset > len(self._data):
+            raise ValueError("it ends inside a string")
+        return self._data[start : self._offset].decode()
+
+    def _value(self, kind: int) -> Any:
+        if kind == _GGUF_STRING:
+            return self._string()
+        if kind != _GGUF_ARRAY:
+            return self._numbers(_GGUF_NUMBERS[kind])[0]
+        kind, length = self._numbers("IQ")
+        if kind in _GGUF_NUMBERS:
+            return list(self._numbers(f"{length}{_GGUF_NUMBERS[kind]}"))
+        return [self._value(kind) for _ in range(length)]

@@ -1,0 +1,92 @@
+"""A worker without a device: a table and a KV memory that notice every wrong page.
+
+Each slot remembers the whole prefix it was computed for. A step checks that the row's pages hold
+exactly its prefix, so a page that was given away, evicted or shared too early fails the test. The
+"model" answers with a number hashed from the prefix: what a request must get is known in advance.
+"""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+
+from sgl.messages import NewRow, StepPlan, StepResult, pack, unpack
+
+VOCAB = 50
+
+
+def next_token(token_ids) -> int:
+    return zlib.crc32(array("i", token_ids).tobytes()) % VOCAB
+
+
+def expected_output(prompt, max_new_tokens, eos_ids=frozenset()) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(max_new_tokens):
+        tokens.append(next_token(tokens))
+        if tokens[-1] in eos_ids:
+            break
+    return tokens[len(prompt) :]
+
+
+class FakeWorker:
+    def __init__(self, num_pages: int, page_size: int) -> None:
+        self.page_size = page_size
+        self.slots: list[tuple[int, ...] | None] = [None] * (num_pages * page_size)
+        self.pages: dict[int, list[int]] = {}
+        self.tokens: dict[int, list[int]] = {}  # those with KV, and the one sampled last
+        self.decode_rows: list[int] = []
+        self.num_steps = 0
+        self.num_tokens = 0
+
+    def run(self, plan: StepPlan) -> StepResult:
+        self.num_steps += 1
+        for row in unpack(plan.released):
+            del self.pages[row], self.tokens[row]
+        for new in plan.admitted:
+            self._admit(new)
+        for chunk in plan.chunks:
+            self.pages[chunk.row] += unpack(chunk.pages)
+        if plan.decode_rows is not None:
+            self.decode_rows = list(unpack(plan.decode_rows))
+        page_rows = unpack(plan.page_rows) if plan.page_rows else self.decode_rows
+        if plan.page_ids:
+            for row, page in zip(page_rows, unpack(plan.page_ids), strict=True):
+                self.pages[row].append(page)
+        sampled = []
+        for row in self.decode_rows:
+            self._compute(row, len(self.tokens[row]) - 1)
+            sampled.append(self._sample(row))
+        for chunk in plan.chunks:
+            known = self.tokens[chunk.row]
+            assert chunk.start == len(known), "a chunk does not begin where the last one ended"
+            known += unpack(chunk.token_ids)
+            for position in range(chunk.start, len(known)):
+                self._compute(chunk.row, position)
+            if chunk.is_last:
+                sampled.append(self._sample(chunk.row))
+        return StepResult(plan.step, pack(sampled))
+
+    def _admit(self, new: NewRow) -> None:
+        assert new.row not in self.pages, f"row {new.row} was not given up"
+        self.pages[new.row] = list(unpack(new.pages))
+        cached = [self.slots[self._slot(new.row, p)] for p in range(new.num_cached)]
+        self.tokens[new.row] = [prefix[-1] for prefix in cached if prefix is not None]
+        assert len(self.tokens[new.row]) == new.num_cached, "cached pages hold no KV"
+
+    def _compute(self, row: int, position: int) -> None:
+        """Write the KV of one token, having read that of all before it."""
+        self.num_tokens += 1
+        tokens = self.tokens[row]
+        for before in range(position):
+            held = self.slots[self._slot(row, before)]
+            assert held == tuple(tokens[: before + 1]), f"row {row} reads the KV of {held}"
+        self.slots[self._slot(row, position)] = tuple(tokens[: position + 1])
+
+    def _sample(self, row: int) -> int:
+        token = next_token(self.tokens[row])
+        self.tokens[row].append(token)
+        return token
+
+    def _slot(self, row: int, position: int) -> int:
+        page = self.pages[row][position // self.page_size]
+        return page * self.page_size + position % self.page_size

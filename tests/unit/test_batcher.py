@@ -1,0 +1,358 @@
+"""The batcher against a worker that is always one step late."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+
+import pytest
+from fake_worker import VOCAB, FakeWorker, expected_output
+
+from sgl.errors import PromptTooLongError
+from sgl.messages import Finish, Generate, StepResult, pack, unpack
+from sgl.sampling_params import SamplingParams
+from sgl.scheduling.batcher import Batcher, Limits
+from sgl.scheduling.kv_store import KvStore
+
+LEFT = Finish("abort", message="left", status=499)
+
+
+class Bench:
+    """A batcher and a fake worker; results come back as late as the pipeline is deep."""
+
+    def __init__(
+        self, num_pages=64, page_size=1, max_step_tokens=16, max_rows=8, eos=(), depth=2, **options
+    ):
+        self.worker = FakeWorker(num_pages, page_size)
+        self.store = KvStore(num_pages, page_size, is_cached=options.pop("is_cached", True))
+        limits = Limits(
+            max_step_tokens=max_step_tokens,
+            max_rows=max_rows,
+            max_total_len=options.pop("max_total_len", num_pages * page_size),
+            max_in_flight=depth,
+        )
+        self.batcher = Batcher(self.store, limits, eos_ids=frozenset(eos), **options)
+        self.plans = deque()
+        self.outputs: dict[int, list[int]] = {}
+        self.finishes: dict[int, Finish] = {}
+        self.num_cached: dict[int, int] = {}
+
+    def ask(self, request_id, prompt, max_new_tokens=4, **sampling):
+        params = SamplingParams(max_new_tokens=max_new_tokens, **sampling)
+        self.outputs[request_id] = []
+        self.batcher.add(Generate(request_id, pack(prompt), params))
+
+    def leave(self, request_id):
+        if delta := self.batcher.end(request_id, LEFT):
+            self.finishes[request_id] = delta.finish
+
+    def plan(self):
+        while plan := self.batcher.plan():
+            self.plans.append(plan)
+        self.batcher.check()
+
+    def step(self, result=None):
+        """Plan as far as possible, then let the oldest step finish."""
+        self.plan()
+        if not self.plans:
+            return False
+        plan = self.plans.popleft()
+        computed = self.worker.run(plan)
+        self.take(self.batcher.commit(result(plan) if result else computed))
+        self.batcher.check()
+        return True
+
+    def take(self, deltas):
+        for delta in deltas:
+            assert delta.request_id not in self.finishes, "tokens after the end"
+            self.outputs[delta.request_id] += unpack(delta.token_ids)
+            self.num_cached[delta.request_id] = delta.num_cached
+            if delta.finish:
+                self.finishes[delta.request_id] = delta.finish
+
+    def run_until_idle(self, max_steps=5000):
+        for _ in range(max_steps):
+            if not self.step():
+                assert not self.batcher.requests, "requests are left and nothing is planned"
+                return
+        raise AssertionError("the batcher does not come to an end")
+
+    def assert_empty(self):
+        self.batcher.check()
+        assert self.batcher.flush()
+        assert self.store.slots.num_free == self.store.num_pages
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("page_size", [1, 4, 16])
+def test_a_request_gets_what_the_model_says(depth, page_size):
+    bench = Bench(page_size=page_size, depth=depth)
+    bench.ask(1, [1, 2, 3], max_new_tokens=6)
+    bench.run_until_idle()
+    assert bench.outputs[1] == expected_output([1, 2, 3], 6)
+    assert bench.finishes[1] == Finish("length", length=6)
+    bench.assert_empty()
+
+
+def test_the_next_step_is_planned_before_the_result_of_this_one():
+    bench = Bench()
+    bench.ask(1, [1, 2, 3], max_new_tokens=10)
+    for _ in range(5):
+        bench.plan()
+        assert len(bench.plans) == 2
+        bench.step()
+
+
+def test_a_request_that_ends_by_length_is_never_planned_too_far():
+    bench = Bench()
+    bench.ask(1, [1, 2, 3], max_new_tokens=5)
+    bench.run_until_idle()
+    assert bench.worker.num_tokens == 3 + 4
+
+
+def test_the_token_after_an_end_of_sequence_is_dropped():
+    prompt = [3, 1, 2]
+    eos = expected_output(prompt, 3)[-1]
+    bench = Bench(eos=[eos])
+    bench.ask(1, prompt, max_new_tokens=20)
+    bench.run_until_idle()
+    assert bench.outputs[1] == expected_output(prompt, 20, {eos})
+    assert bench.finishes[1] == Finish("stop", matched=eos)
+    bench.assert_empty()
+
+
+def test_ignore_eos_goes_on():
+    prompt = [3, 1, 2]
+    eos = expected_output(prompt, 3)[-1]
+    bench = Bench(eos=[eos])
+    bench.ask(1, prompt, max_new_tokens=8, ignore_eos=True)
+    bench.run_until_idle()
+    assert len(bench.outputs[1]) == 8
+
+
+def test_no_new_tokens_means_prefill_only():
+    bench = Bench()
+    bench.ask(1, [1, 2, 3, 4], max_new_tokens=0)
+    bench.run_until_idle()
+    assert bench.outputs[1] == []
+    assert bench.finishes[1] == Finish("length", length=0)
+
+
+def test_the_second_time_all_but_one_prompt_token_is_cached():
+    bench = Bench()
+    for request_id in (1, 2):
+        bench.ask(request_id, [1, 2, 3, 4, 5])
+        bench.run_until_idle()
+    assert bench.num_cached == {1: 0, 2: 4}
+    assert bench.outputs[1] == bench.outputs[2]
+
+
+def test_generated_tokens_are_cached_for_the_next_turn():
+    bench = Bench()
+    bench.ask(1, [1, 2, 3], max_new_tokens=5)
+    bench.run_until_idle()
+    bench.ask(2, [1, 2, 3, *bench.outputs[1], 7], max_new_tokens=2)
+    bench.run_until_idle()
+    assert bench.num_cached[2] == 3 + 5 - 1  # KV of the last generated token was never needed
+
+
+def test_without_the_cache_nothing_is_shared():
+    bench = Bench(is_cached=False)
+    for request_id in (1, 2):
+        bench.ask(request_id, [1, 2, 3, 4, 5])
+        bench.run_until_idle()
+    assert bench.num_cached == {1: 0, 2: 0}
+    assert bench.store.slots.num_free == bench.store.num_pages
+
+
+def test_namespaces_do_not_share():
+    bench = Bench()
+    for request_id, namespace in ((1, "a"), (2, "b"), (3, "a")):
+        params = SamplingParams(max_new_tokens=2)
+        bench.outputs[request_id] = []
+        message = Generate(request_id, pack([1, 2, 3, 4]), params, namespace=namespace)
+        bench.batcher.add(message)
+        bench.run_until_idle()
+    assert bench.num_cached == {1: 0, 2: 0, 3: 3}
+
+
+def test_a_shared_prefix_is_computed_once_and_the_others_wait_for_it():
+    bench = Bench(num_pages=400, max_step_tokens=64)
+    prefix = list(range(48))
+    for request_id in range(4):
+        bench.ask(request_id, [*prefix, request_id], max_new_tokens=3)
+    bench.run_until_idle()
+    assert [bench.num_cached[request_id] for request_id in range(4)] == [0, 48, 48, 48]
+    for request_id in range(4):
+        assert bench.outputs[request_id] == expected_output([*prefix, request_id], 3)
+
+
+def test_long_prompts_never_stall_other_streams():
+    bench = Bench(num_pages=512, max_step_tokens=16)
+    bench.ask(1, [1, 2], max_new_tokens=60)
+    bench.step()
+    bench.ask(2, list(range(200)), max_new_tokens=2)
+    for _ in range(20):
+        before = len(bench.outputs[1])
+        bench.step()
+        assert len(bench.outputs[1]) == before + 1
+
+
+def test_a_prompt_that_can_never_fit_is_refused():
+    bench = Bench(num_pages=16)
+    with pytest.raises(PromptTooLongError, match="16"):
+        bench.ask(1, list(range(16)))
+    bench.ask(2, list(range(15)), max_new_tokens=100)
+    bench.run_until_idle()
+    assert bench.finishes[2] == Finish("length", length=1)
+
+
+@pytest.mark.parametrize("offset", range(14))
+@pytest.mark.parametrize("depth", [1, 2])
+def test_an_abort_is_valid_at_every_moment(offset, depth):
+    bench = Bench(num_pages=40, max_step_tokens=4, depth=depth)
+    bench.ask(1, list(range(12)), max_new_tokens=6)
+    bench.ask(2, [5, 6, 7], max_new_tokens=6)
+    for _ in range(offset):
+        bench.step()
+    bench.leave(1)
+    bench.leave(1)
+    bench.run_until_idle()
+    assert bench.outputs[2] == expected_output([5, 6, 7], 6)
+    assert bench.outputs[1] == expected_output(list(range(12)), 6)[: len(bench.outputs[1])]
+    bench.assert_empty()
+
+
+@pytest.mark.parametrize("page_size", [1, 4])
+@pytest.mark.parametrize("num_pages", range(20, 44, 3))
+def test_requests_retracted_at_any_point_lose_nothing(num_pages, page_size):
+    bench = Bench(num_pages=num_pages, page_size=page_size, conservativeness=0.0)
+    prompts = {request_id: [request_id] * 3 for request_id in range(6)}
+    length = 12 * page_size
+    for request_id, prompt in prompts.items():
+        bench.ask(request_id, prompt, max_new_tokens=length)
+    bench.run_until_idle()
+    assert bench.batcher.totals.num_retractions > 0
+    for request_id, prompt in prompts.items():
+        assert bench.outputs[request_id] == expected_output(prompt, length)
+    bench.assert_empty()
+
+
+def test_sixteen_long_requests_in_a_pool_for_one_all_finish():
+    longest = 40
+    bench = Bench(num_pages=int(1.3 * longest), max_rows=16)
+    retractions = dict.fromkeys(range(16), 0)
+    for request_id in range(16):
+        bench.ask(request_id, [request_id, 1, 2, 3], max_new_tokens=longest - 4)
+    requests = dict(bench.batcher.requests)
+    bench.run_until_idle()
+    retractions = {key: request.num_retractions for key, request in requests.items()}
+    assert max(retractions.values()) <= 3
+    assert bench.worker.num_steps <= 3 * 16 * (longest - 4)
+    assert all(len(output) == longest - 4 for output in bench.outputs.values())
+
+
+def test_a_cold_request_does_not_starve_among_cache_hits():
+    bench = Bench(num_pages=200, max_rows=1, max_step_tokens=64)
+    bench.ask(0, list(range(40)), max_new_tokens=1)
+    bench.run_until_idle()
+    bench.ask(1, [49] * 40, max_new_tokens=1)
+    for request_id in range(2, 100):
+        bench.ask(request_id, [*range(40), request_id % VOCAB], max_new_tokens=1)
+        bench.ask(request_id + 1000, [*range(40), request_id % VOCAB], max_new_tokens=1)
+        bench.step()
+        if 1 in bench.finishes:
+            break
+    assert 1 in bench.finishes
+
+
+@pytest.mark.parametrize("policy", ["lpm", "fcfs", "dfs-weight", "random"])
+def test_every_policy_serves_everybody(policy):
+    bench = Bench(num_pages=300, policy=policy)
+    rng = random.Random(0)
+    prompts = [[rng.randrange(3) for _ in range(rng.randrange(1, 30))] for _ in range(40)]
+    for request_id, prompt in enumerate(prompts):
+        bench.ask(request_id, prompt)
+    bench.run_until_idle()
+    for request_id, prompt in enumerate(prompts):
+        assert bench.outputs[request_id] == expected_output(prompt, 4)
+    bench.assert_empty()
+
+
+def test_lpm_prefers_the_longest_cached_prefix():
+    bench = Bench(num_pages=200, max_rows=1)
+    bench.ask(0, list(range(20)), max_new_tokens=1)
+    bench.run_until_idle()
+    bench.ask(1, [9] * 20, max_new_tokens=1)
+    bench.ask(2, [*range(20), 30], max_new_tokens=1)
+    bench.run_until_idle()
+    assert list(bench.finishes) == [0, 2, 1]
+
+
+def test_a_failed_step_ends_its_requests_and_no_others():
+    bench = Bench(num_pages=200, max_step_tokens=8)
+    bench.ask(1, [1, 2, 3], max_new_tokens=8)
+    bench.step()
+    bench.plan()
+    bench.ask(2, [4, 5, 6], max_new_tokens=8)
+    bench.step(lambda plan: StepResult(plan.step, b"", error="out of memory"))
+    assert bench.finishes[1].kind == "abort"
+    assert bench.finishes[1].status == 500
+    bench.run_until_idle()
+    assert bench.outputs[2] == expected_output([4, 5, 6], 8)
+    bench.assert_empty()
+
+
+def test_a_token_that_is_no_number_ends_its_request_alone():
+    bench = Bench()
+    bench.ask(1, [1, 2, 3], max_new_tokens=8)
+    bench.ask(2, [4, 5, 6], max_new_tokens=8)
+    bench.plan()
+    first = bench.plans.popleft()
+    good = unpack(bench.worker.run(first).token_ids)
+    bench.take(bench.batcher.commit(StepResult(first.step, pack([-1, good[1]]))))
+    assert bench.finishes[1].status == 500
+    bench.run_until_idle()
+    assert bench.outputs[2] == expected_output([4, 5, 6], 8)
+
+
+def test_flush_is_refused_while_a_request_runs():
+    bench = Bench()
+    bench.ask(1, [1, 2, 3])
+    assert not bench.batcher.flush()
+    bench.run_until_idle()
+    assert bench.batcher.flush()
+
+
+@pytest.mark.parametrize("page_size", [1, 3, 16])
+@pytest.mark.parametrize("seed", range(6))
+def test_random_traffic_keeps_every_page_and_every_token(seed, page_size):
+    rng = random.Random(seed)
+    bench = Bench(
+        num_pages=rng.choice([60, 200]) // page_size + 8,
+        page_size=page_size,
+        max_step_tokens=rng.choice([3, 16, 64]),
+        max_rows=rng.choice([2, 8]),
+        max_total_len=60,
+        eos=[0],
+        depth=rng.choice([1, 2]),
+        policy=rng.choice(["lpm", "fcfs", "dfs-weight", "random"]),
+        conservativeness=rng.choice([0.0, 1.0]),
+        is_cached=rng.random() < 0.8,
+    )
+    asked = {}
+    for request_id in range(120):
+        prompt = [rng.randrange(1, 3) for _ in range(rng.randrange(1, 40))]
+        asked[request_id] = (prompt, rng.randrange(0, 20))
+        bench.ask(request_id, prompt, max_new_tokens=asked[request_id][1])
+        for _ in range(rng.randrange(4)):
+            bench.step()
+        if rng.random() < 0.3:
+            bench.leave(rng.randrange(request_id + 1))
+    bench.run_until_idle()
+    for request_id, (prompt, length) in asked.items():
+        wanted = expected_output(prompt, min(length, 60 - len(prompt)), {0})
+        if bench.finishes[request_id].kind == "abort":
+            wanted = wanted[: len(bench.outputs[request_id])]
+        assert bench.outputs[request_id] == wanted
+    bench.assert_empty()
