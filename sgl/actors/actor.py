@@ -1,6 +1,6 @@
 """How an actor's process begins, works and ends.
 
-    supervisor ── python -m sgl.actors.actor NAME FD ──▶ main: dies with its parent, says what it is,
+    supervisor ── python -m sgl.actors.actor NAME FD ──▶ main: dies with its parent,
                ── memfd FD: Bootstrap (JSON) ─────────▶ reads its bootstrap, runs its module
                ◀─ ring: ActorReady or ActorFailed ─────
 

@@ -15,7 +15,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TypeVar, assert_never
 
-from sgl.actors.channel import Receiver, Sender
+from sgl.actors.actor import IDLE_WAIT_S, Context
+from sgl.actors.channel import Poller, Receiver, Sender
 from sgl.messages import (
     DetokenizerToIngress,
     DetokenizerToScheduler,
@@ -36,6 +37,8 @@ from sgl.messages import (
 from sgl.text_stream import TextStream, TokenBytes
 
 T = TypeVar("T")
+
+BLOCKED_WAIT_S = 0.001
 
 
 class Detokenizer:
@@ -226,3 +229,20 @@ def _first_logprobs(logprobs: Logprobs, num_kept: int, num_tokens: int) -> Logpr
         logprobs.chosen_values,
     )
     return Logprobs(*(data[: len(data) // num_tokens * num_kept] for data in fields))
+
+
+def run(context: Context) -> None:
+    """The process."""
+    from_scheduler = context.receiver("scheduler->detokenizer", SchedulerToDetokenizer)
+    detokenizer = Detokenizer(
+        context.load_tokenizer(),
+        from_scheduler,
+        context.sender("detokenizer->scheduler"),
+        context.sender("detokenizer->ingress"),
+    )
+    context.ready()
+    context.run_turns(
+        detokenizer.turn,
+        Poller([from_scheduler]),
+        idle_wait_s=lambda: BLOCKED_WAIT_S if detokenizer.is_blocked else IDLE_WAIT_S,
+    )

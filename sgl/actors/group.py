@@ -78,6 +78,7 @@ class ActorGroup:
         self.config = config
         self.children: list[Child] = []
         self.rings: dict[str, RingHandle] = {}
+        self.paths: dict[str, str] = {}
         workers = [f"worker{rank}" for rank in range(config.tp_size)]
         ingress = ["ingress"] if has_ingress else []
         self.names = [*workers, "scheduler", "detokenizer", *ingress]
@@ -102,14 +103,14 @@ class ActorGroup:
         self._folder = _make_private_folder()
         self.rings = {ring: RingHandle.create() for ring in self._ring_names()}
         self._to_ingress = Sender(RingWriter(self.rings["supervisor->ingress"]))
-        paths = {
+        self.paths = {
             "model": model_path,
             "tokenizer": resolve_tokenizer_path(config, model_path),
             "rendezvous": str(self._folder / "rendezvous"),
         }
         seed = random.getrandbits(62) if config.random_seed is None else config.random_seed
         for name in self.names:
-            self.children.append(self._spawn(name, device, paths, seed))
+            self.children.append(self._spawn(name, device, seed))
 
     def poll(self, timeout_s: float, other_fds: Sequence[int] = ()) -> None:
         """Wait for news of the children, or for one of the other descriptors.
@@ -199,7 +200,7 @@ class ActorGroup:
             *reports,
         ]
 
-    def _spawn(self, name: str, device: Device, paths: dict[str, str], seed: int) -> Child:
+    def _spawn(self, name: str, device: Device, seed: int) -> Child:
         kind = name.rstrip("0123456789")
         own = {ring: handle for ring, handle in self.rings.items() if name in ring.split("->")}
         bootstrap = Bootstrap(
@@ -210,7 +211,7 @@ class ActorGroup:
             rings={ring: handle.to_list() for ring, handle in own.items()},
             status_fd=self.status.fd,
             actor_names=self.names,
-            paths=paths,
+            paths=self.paths,
             device=device,
             num_cores=num_usable_cores(),
             random_seed=seed,
@@ -224,7 +225,8 @@ class ActorGroup:
             process_group=0,  # Ctrl-C in a terminal is for the supervisor alone
         )
         os.close(fd)
-        reports = Receiver(RingReader(own[f"{name}->supervisor"]), ActorToSupervisor)
+        reader = RingReader(own[f"{name}->supervisor"])
+        reports: Receiver[ActorToSupervisor] = Receiver(reader, ActorToSupervisor)
         return Child(name, process, os.pidfd_open(process.pid), reports)
 
 

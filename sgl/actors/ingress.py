@@ -188,13 +188,13 @@ class Ingress:
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; raises ConfigError if the address cannot be had."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(BACKLOG)
     except OSError as error:
+        listener.close()
         raise ConfigError(
             f"cannot listen on {host}, port {port}: {error.strerror or error}. Choose another "
             "--port or --host, or stop the program that has it"

@@ -88,10 +88,11 @@ class LiveRequests:
     async def wait_idle(self, timeout_s: float) -> bool:
         """Wait until there are none; False if some still are."""
         try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
         except TimeoutError:
-            return False
-        return True
+            pass
+        return self._idle.is_set()
 
     def _check_room(self, call: GenerationCall, num_answers: int) -> None:
         if num_answers > self._max_per_call:

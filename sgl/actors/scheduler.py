@@ -258,7 +258,7 @@ def _make_batcher(context: Context, eos_ids: frozenset[int], num_pages: int) -> 
 def _eos_ids(context: Context) -> frozenset[int]:
     """Ids that end an answer, by the model's configuration and by its tokenizer."""
     tokenizer = context.load_tokenizer()
-    return context.model_config.eos_ids | (tokenizer.eos_ids if tokenizer else frozenset())
+    return frozenset(context.model_config.eos_ids) | (tokenizer.eos_ids if tokenizer else set())
 
 
 def _wait_for_worker(results: Receiver[WorkerToScheduler]) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
+from typing import BinaryIO
 
 import orjson
 
+from sgl.errors import ConfigError
 from sgl.messages import StepPlan
 from sgl.scheduling.batcher import Batcher
 
@@ -28,7 +29,7 @@ class StepLog:
     ) -> None:
         self.throughput = 0.0
         self._decode_interval = decode_interval
-        self._trace = Path(trace_path).open("wb") if trace_path else None
+        self._trace = _open_trace(trace_path)
         self._clock = clock
         self._sent: dict[int, tuple[float, int, int]] = {}
         self._num_decodes = 0
@@ -89,6 +90,13 @@ class StepLog:
             self.throughput,
             len(batcher.waiting),
         )
+
+
+def _open_trace(path: str | None) -> BinaryIO | None:
+    try:
+        return open(path, "wb") if path else None  # noqa: SIM115  open as long as the process
+    except OSError as error:
+        raise ConfigError(f"--trace-steps {path} cannot be written: {error.strerror}") from None
 
 
 def _usage(batcher: Batcher) -> float:

@@ -107,13 +107,13 @@ def run(context: Context) -> None:
     started = time.monotonic()
     model, config = load_model(
         context.bootstrap.paths["model"],
-        load_format=context.config.load_format,
+        load_format=context.config.load_format,  # type: ignore[arg-type]  # checked by its flag
         dtype=context.config.dtype,
         device=device,
         tp=tp,
         overrides=context.config.model_overrides,
     )
-    dtype = next(iter(model.parameters())).dtype
+    dtype = next(model.named_parameters())[1].dtype
     pool = _size_pool(context, model, dtype, device, tp)
     logger.info(
         "Loaded %s as %s in %.1f s; KV cache of %d tokens",

@@ -136,6 +136,6 @@ class Runner:
             return StepOutput(step, token_ids, rows)
         pinned = torch.empty(token_ids.shape, dtype=token_ids.dtype, pin_memory=True)
         pinned.copy_(token_ids, non_blocking=True)
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         return StepOutput(step, pinned, rows, event)

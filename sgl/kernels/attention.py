@@ -38,9 +38,10 @@ def attention_with_lse(
     if q_BHQE.device.type == "cpu" and soft_cap is None:
         if mask is not None:
             mask = mask.expand(len(q_BHQE), q_BHQE.shape[1], q_BHQE.shape[2], k_BHLE.shape[2])
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        o_BHQE, lse_BHQ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q_BHQE, k_BHLE, v_BHLE, attn_mask=mask, scale=scale
         )
+        return o_BHQE, lse_BHQ
     return attention_reference(q_BHQE, k_BHLE, v_BHLE, mask, scale, soft_cap)
 
 

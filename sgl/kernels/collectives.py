@@ -78,3 +78,16 @@ class TensorParallel:
         if self.size > 1:
             dist.broadcast(x, src, group=self.group)
         return x
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.size > 1:
+            dist.barrier(group=self.group)
+
+    def smallest(self, number: int, device: torch.device) -> int:
+        """The smallest of every rank's `number`."""
+        if self.size == 1:
+            return number
+        shared = torch.tensor([number], dtype=torch.int64, device=device)
+        dist.all_reduce(shared, dist.ReduceOp.MIN, group=self.group)
+        return int(shared.item())

@@ -95,30 +95,37 @@ class ChatTemplate:
             return cls(file.read_text(encoding="utf-8"), bos_token, eos_token)
         return cls(CONVERSATION_SOURCE, bos_token, eos_token, _read_conversation(file))
 
+    @property
+    def reserved_names(self) -> frozenset[str]:
+        """What a client's own arguments cannot be called: check before `render(**arguments)`."""
+        given = ("self", "messages", "tools", "add_generation_prompt")
+        return frozenset((*given, *self._variables, *self._environment.globals))
+
     def render(
         self,
         messages: Sequence[Message],
+        /,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         **kwargs: Any,
     ) -> str:
         """The prompt. Raises InvalidRequestError where template and messages do not go together."""
+        for name in sorted(self.reserved_names.intersection(kwargs)):
+            raise InvalidRequestError(
+                f"chat_template_kwargs cannot set {name!r}: the server does", param=name
+            )
         variables = {
             **self._variables,
+            **kwargs,
             "messages": messages,
             "tools": tools,
             "add_generation_prompt": add_generation_prompt,
         }
-        for name in kwargs:
-            if name in variables or name in self._environment.globals:
-                raise InvalidRequestError(
-                    f"chat_template_kwargs cannot set {name!r}: the server does", param=name
-                )
         try:
             meter = Meter(len(orjson.dumps([messages, tools, kwargs])))
             token = _METER.set(meter)
             try:
-                return meter.collect(self._template.generate(variables | kwargs))
+                return meter.collect(self._template.generate(variables))
             finally:
                 _METER.reset(token)
         except _TEMPLATE_ERRORS as error:

@@ -202,7 +202,9 @@ class Batcher:
             num_needed = sum(self._needs_page(request) for request in decodes)
             if num_needed <= self.store.num_available or not self._retract_one():
                 break
-        chosen, page_rows, page_ids = [], [], []
+        chosen: list[Request] = []
+        page_rows: list[int] = []
+        page_ids: list[int] = []
         for request in decodes:
             if self._needs_page(request):
                 if not self.store.num_available:

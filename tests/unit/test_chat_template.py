@@ -58,10 +58,12 @@ TOOLS = """{%- set ns = namespace(last=-1, found=false) %}
     {%- if message.content is string %}
         {{- message.content.split('</think>')[-1].lstrip('\\n') }}
     {%- else %}
-        {{- message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(', ') }}
+        {{- message.content | selectattr('type', 'equalto', 'text') | map(attribute='text')
+            | join(', ') }}
     {%- endif %}
     {%- for call in message.tool_calls or [] %}
-        {{- '{"name": "%s", "arguments": %s}' % (call.function.name, call.function.arguments | tojson) }}
+        {{- '{"name": "%s", "arguments": %s}' % (call.function.name,
+            call.function.arguments | tojson) }}
     {%- endfor %}
     {%- if not loop.last and loop.nextitem.role == message.role %}{{- '+' }}{% endif %}
     {%- generation %}{{ 'answer' if message.role == 'assistant' }}{% endgeneration %}
@@ -156,7 +158,7 @@ def test_a_message_is_text_and_never_a_program():
         ("{{ 'x'.join() }}", [], "index"),
         ("{{ messages }}", [{"role": "user", "content": "\ud83d"}], "surrogate"),
         ("{{ ''.__class__.__mro__ }}", [], "unsafe"),
-        ("{{ '{0.__class__.__mro__}'.format(1).x.y }}", [], "no attribute"),
+        ("{{ '{0.__class__.__mro__}'.format(1).x.y }}", [], "unsafe"),
         ("{% set _ = messages.append(1) %}", [], "unsafe"),
     ],
 )
@@ -181,7 +183,7 @@ DOUBLE = "{% set ns = namespace(x='abcdefgh') %}{% for i in range(60) %}BODY{% e
 HOSTILE = [
     "{{ 'a' * 10**8 }}",
     "{{ [0] * 10**9 }}",
-    "{{ 3 ** 10**8 }}",
+    "{{ 3 ** 100000000 }}",
     "{{ ('a' * 10**6).replace('a', 'b' * 10**6) }}",
     "{{ 'a' * 10**6 | replace('', 'b' * 10**6) }}",
     "{{ range(100000) | join('b' * 10**6) }}",
@@ -204,8 +206,8 @@ HOSTILE = [
 ENDLESS = [
     "{% for a in range(99999) %}{% for b in range(99999) %}{% if a < 0 %}{% endif %}{% endfor %}"
     "{% endfor %}",
-    "{% macro f(n) %}{% if n %}{% set _ = f(n - 1) %}{% set _ = f(n - 1) %}{% endif %}{% endmacro %}"
-    "{{ f(60) }}",
+    "{% macro f(n) %}{% if n %}{% set a = f(n - 1) %}{% set b = f(n - 1) %}{% endif %}"
+    "{% endmacro %}{{ f(60) }}",
 ]
 
 
@@ -373,7 +375,7 @@ def test_a_jinja_file_is_read_as_it_is(tmp_path):
 
 def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path):
     for name in ("no-such", str(tmp_path), "/nowhere/x.json"):
-        with pytest.raises(ConfigError, match="vicuna_v1.1"):
+        with pytest.raises(ConfigError, match=r"vicuna_v1\.1"):
             ChatTemplate.load(name)
 
 

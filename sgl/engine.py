@@ -1,0 +1,254 @@
+"""The engine without HTTP: `sgl.Engine` in a script, a notebook or an event loop of one's own.
+
+    caller's thread ── generate ──▶ the engine's thread: event loop, Front ── rings ──▶ actors
+
+The same processes as behind the server, and no guard in the caller's script: they are started as
+programs of their own, not by importing the script again. All of it lives on a thread of the
+engine's, so a running event loop of the caller's (a notebook's) is no obstacle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, TypeVar
+
+import msgspec
+
+from sgl.actors.channel import Inbox, Receiver, Sender, TickSender
+from sgl.actors.front import Front, FrontOptions
+from sgl.actors.group import ActorGroup
+from sgl.actors.ring import RingReader, RingWriter
+from sgl.config import ServerConfig
+from sgl.errors import ActorDiedError, EngineError
+from sgl.messages import DetokenizerToIngress, IngressToScheduler
+from sgl.models.config import ModelConfig
+from sgl.protocol.call import Answer
+from sgl.protocol.native import GenerateRequest, generate_request
+from sgl.protocol.native_reply import NativeReply
+from sgl.tokenizer import Tokenizer
+
+T = TypeVar("T")
+Output = dict[str, Any]
+
+POLL_S = 0.05
+WATCH_EVERY_S = 0.5
+MAX_LIVE_REQUESTS = 1_000_000  # the caller's own memory is the limit
+
+
+class Engine:
+    """A model in processes of this program's own. Keywords are the server's flags.
+
+        with sgl.Engine(model_path="…") as engine:
+            print(engine.generate("The capital of France is")["text"])
+
+    Raises ConfigError if it cannot start as asked. `shutdown` ends its processes, and nothing else.
+    """
+
+    def __init__(self, log_level: str = "error", **flags: object) -> None:
+        self._config = ServerConfig.from_kwargs(log_level=log_level, **flags)
+        self._loop = asyncio.new_event_loop()
+        self._started: Future[None] = Future()
+        self._stop = asyncio.Event()
+        self._thread = threading.Thread(target=self._live, name="sgl-engine", daemon=True)
+        self._thread.start()
+        self._started.result()
+        atexit.register(self.shutdown)
+
+    def generate(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        sampling_params: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
+        *,
+        input_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        stream: bool = False,
+        **fields: Any,
+    ) -> Any:
+        """Answer one prompt (a dict) or a list of them (a list, in order), as `/generate` does.
+
+        With `stream`, an iterator of dicts whose texts grow. `fields` are further fields of
+        `/generate`, such as return_logprob. Raises RequestError.
+        """
+        request = _request(prompt, sampling_params, input_ids, stream, fields)
+        if stream:
+            return self._iterate(request)
+        return self._submit(self._answer(request)).result()
+
+    async def async_generate(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        sampling_params: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
+        *,
+        input_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        stream: bool = False,
+        **fields: Any,
+    ) -> Any:
+        """As `generate`, from an event loop; with `stream`, awaiting gives an async iterator."""
+        request = _request(prompt, sampling_params, input_ids, stream, fields)
+        if stream:
+            return self._iterate_async(request)
+        return await asyncio.wrap_future(self._submit(self._answer(request)))
+
+    def flush_cache(self) -> bool:
+        """Forget all cached prefixes; False (and nothing done) while requests are running."""
+        return self._submit(self._front.control("flush_cache")).result().ok
+
+    def get_server_info(self) -> dict[str, Any]:
+        """The settings, and the scheduler's numbers at this moment."""
+        status = self._group.status.read()
+        limits = {"max_total_num_tokens": self._front.max_total_tokens}
+        return self._config.public_values() | limits | msgspec.structs.asdict(status)
+
+    def shutdown(self) -> None:
+        """End the engine's processes. May be called more than once."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join()
+        atexit.unregister(self.shutdown)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.shutdown()
+
+    def _live(self) -> None:
+        """The engine's thread. Children die with the thread that started them: it outlives them."""
+        self._group = ActorGroup(self._config, has_ingress=False)
+        try:
+            self._loop.run_until_complete(self._run())
+        except BaseException as error:
+            if self._started.done():
+                raise
+            self._started.set_exception(error)
+        finally:
+            self._group.stop()
+            self._loop.close()
+
+    async def _run(self) -> None:
+        self._group.start()
+        self._open_front()
+        while not (self._group.is_ready and self._front.ready.is_set()):
+            self._group.poll(0)
+            await asyncio.sleep(POLL_S)
+        self._started.set_result(None)
+        try:
+            while not self._stop.is_set():
+                self._group.poll(0)
+                await self._wait_for_stop(WATCH_EVERY_S)
+        except ActorDiedError as error:
+            self._front.engine_died(str(error))
+            await self._wait_for_stop(None)
+        self._front.fail_all(EngineError("the engine was shut down"))
+        self._front.close()
+        self._inbox.close()
+
+    async def _wait_for_stop(self, timeout_s: float | None) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), timeout_s)
+
+    def _open_front(self) -> None:
+        config, rings = self._config, self._group.rings
+        model_path, tokenizer_path = self._group.paths["model"], self._group.paths["tokenizer"]
+        model = ModelConfig.load(model_path, config.model_overrides)
+        to_scheduler: Sender[IngressToScheduler] = Sender(RingWriter(rings["ingress->scheduler"]))
+        self._tokenizer = None if config.skip_tokenizer_init else Tokenizer.load(tokenizer_path)
+        self._front = Front(
+            TickSender(self._loop, to_scheduler),
+            self._tokenizer,
+            FrontOptions(
+                context_len=config.context_length or model.context_len,
+                vocab_size=model.vocab_size,
+                max_live_requests=MAX_LIVE_REQUESTS,
+                max_batch_requests=MAX_LIVE_REQUESTS,
+                stream_interval=config.stream_interval,
+                allow_auto_truncate=config.allow_auto_truncate,
+            ),
+        )
+        self._inbox = Inbox(self._loop)
+        reader = RingReader(rings["detokenizer->ingress"])
+        self._inbox.add(Receiver(reader, DetokenizerToIngress), self._front.receive)
+
+    def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run on the engine's loop."""
+        if not self._thread.is_alive():
+            work.close()
+            raise EngineError("the engine was shut down")
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def _answer(self, request: GenerateRequest) -> Any:
+        async with await self._front.submit(request.call) as running:
+            answers = await running.finished()
+        _raise_failure(answers)
+        return NativeReply(request, self._tokenizer).whole(answers)
+
+    async def _feed(self, request: GenerateRequest, put: Callable[[Output | None], None]) -> None:
+        """Hand every event of a stream to `put`, and None after the last, whatever happens."""
+        try:
+            reply = NativeReply(request, self._tokenizer, is_disjoint=self._config.stream_output)
+            async with await self._front.submit(request.call) as running:
+                async for answers in running.changes():
+                    _raise_failure(answers)
+                    for answer in answers:
+                        for event in reply.progress(answer):
+                            put(event)
+        finally:
+            put(None)
+
+    def _iterate(self, request: GenerateRequest) -> Iterator[Output]:
+        events: queue.SimpleQueue[Output | None] = queue.SimpleQueue()
+        feed = self._submit(self._feed(request, events.put))
+        try:
+            while (event := events.get()) is not None:
+                yield event
+            feed.result()
+        finally:
+            feed.cancel()
+
+    async def _iterate_async(self, request: GenerateRequest) -> AsyncIterator[Output]:
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Output | None] = asyncio.Queue()
+
+        def put(event: Output | None) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        feed = self._submit(self._feed(request, put))
+        try:
+            while (event := await events.get()) is not None:
+                yield event
+            await asyncio.wrap_future(feed)
+        finally:
+            feed.cancel()
+
+
+def _request(
+    prompt: str | Sequence[str] | None,
+    sampling_params: dict[str, Any] | Sequence[dict[str, Any]] | None,
+    input_ids: Sequence[int] | Sequence[Sequence[int]] | None,
+    stream: bool,
+    fields: dict[str, Any],
+) -> GenerateRequest:
+    named = {
+        "text": prompt,
+        "sampling_params": sampling_params,
+        "input_ids": input_ids,
+        "stream": stream,
+    }
+    return generate_request(named | fields)
+
+
+def _raise_failure(answers: Sequence[Answer]) -> None:
+    for answer in answers:
+        if answer.failure is not None:
+            raise answer.failure

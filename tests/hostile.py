@@ -1,0 +1,242 @@
+"""Requests that must be refused: every field with every kind of wrong value.
+
+`hostile_requests(vocab_size)` gives them all; a server answers each with a 4xx JSON error at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+GENERATE, COMPLETIONS, CHAT = "/generate", "/v1/completions", "/v1/chat/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class HostileRequest:
+    name: str
+    path: str
+    body: bytes
+    content_type: str = "application/json"
+
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+GOOD: dict[str, dict[str, Any]] = {
+    GENERATE: {"text": "hi", "sampling_params": {"max_new_tokens": 4}},
+    COMPLETIONS: {"model": "default", "prompt": "hi", "max_tokens": 4},
+    CHAT: {"model": "default", "messages": MESSAGES, "max_tokens": 4},
+}
+
+HUGE = 2**63
+SAMPLING: dict[str, list[Any]] = {
+    "max_new_tokens": ["many", -1, 1.5, True, [1], {}, HUGE, 10**9],
+    "min_new_tokens": ["x", -1, HUGE],
+    "temperature": ["hot", -0.1, -1, 1e300, [], True],
+    "top_p": ["x", 0, -1, 1.01, []],
+    "top_k": ["x", 0, -2, 1.5, []],
+    "min_p": ["x", -0.1, 1.1],
+    "frequency_penalty": ["x", -2.1, 2.1, 1e308],
+    "presence_penalty": ["x", -2.1, 2.1],
+    "repetition_penalty": ["x", 0, -1, 2.1],
+    "stop": [5, {}, [5], [""], "", ["x"] * 17, "x" * 257, [["x"]], ["x"] * 1_000_000],
+    "stop_token_ids": ["x", [-1], [2**31], [2**63], [1.5], {}, ["a"]],
+    "logit_bias": [
+        5,
+        [1],
+        {"-1": 1},
+        {"abc": 1},
+        {"1": "x"},
+        {"1": 101},
+        {"1": -101},
+        {"2147483648": 1},
+    ],
+    "seed": ["x", 1.5, HUGE * 2, []],
+    "ignore_eos": ["yes", 2],
+    "skip_special_tokens": ["no", 2],
+    "spaces_between_special_tokens": ["no"],
+    "no_stop_trim": ["no", 1],
+    "n": [0, -1, 129, 10**9, "x", 1.5, HUGE],
+    "regex": ["(", "a*"],
+    "json_schema": ["{}", {}],
+    "ebnf": ["root ::= 'a'"],
+    "temprature": [1],
+    "__class__": ["x"],
+}
+NATIVE: dict[str, list[Any]] = {
+    "text": [5, True, {}, [], [1], [""], [None], "", 1.5, [["a"]]],
+    "sampling_params": [5, "x", [], [{}], [5], True],
+    "rid": [5, [], ["a"], {}, "x" * 10_000, "a\r\nb"],
+    "return_logprob": ["x", 5, [True]],
+    "top_logprobs_num": ["x", [1]],
+    "stream": ["yes", 1, []],
+    "return_text_in_logprobs": ["yes"],
+    "image_data": ["file:///etc/passwd", "http://169.254.169.254/", ["x"]],
+    "input_embeds": [[[0.1]], "x"],
+    "lora_path": ["x", "../../etc"],
+    "session_params": [{"id": "x"}],
+    "custom_logit_processor": ["gASV"],
+    "cache_salt": [5, "", "x" * 1000, "a\x00b"],
+}
+BAD_IDS: list[Any] = [
+    "x",
+    5,
+    {},
+    [],
+    [[]],
+    [-1],
+    [2**31],
+    [2**63],
+    [1, [2]],
+    [[1], 2],
+    [1.5],
+    [True],
+]
+LOGPROBS: list[dict[str, Any]] = [
+    {"logprob_start_len": -2},
+    {"logprob_start_len": 1000},
+    {"logprob_start_len": HUGE},
+    {"logprob_start_len": "x"},
+    {"top_logprobs_num": -1},
+    {"top_logprobs_num": 21},
+    {"top_logprobs_num": 10**9},
+    {"token_ids_logprob": "x"},
+    {"token_ids_logprob": [-1]},
+    {"token_ids_logprob": [2**40]},
+    {"token_ids_logprob": [1, "a"]},
+]
+BATCHES: list[dict[str, Any]] = [
+    {"text": ["a", "b"], "sampling_params": [{}]},
+    {"text": ["a", "b"], "sampling_params": [{"n": 1}, {"n": 2}]},
+    {"text": ["a", "b"], "rid": "x"},
+    {"text": ["a", "b"], "rid": ["x", "x"]},
+    {"text": ["a", ""], "sampling_params": {"max_new_tokens": 4}},
+    {"text": ["a", "b"], "return_logprob": [True]},
+    {"text": ["a"] * 100_000, "sampling_params": {"max_new_tokens": 4}},
+    {"text": ["a"] * 100, "sampling_params": {"n": 128, "max_new_tokens": 4}},
+    {"text": "a", "input_ids": [1]},
+]
+OPENAI: dict[str, list[Any]] = {
+    "model": [5, [], "x" * 1000],
+    "max_tokens": ["x", -1, 1.5, HUGE],
+    "n": [0, -1, 129, 10**9, "x"],
+    "temperature": ["hot", -1],
+    "top_p": [0, 2, "x"],
+    "stop": [5, {}, [5], [""], ["x"] * 17],
+    "logit_bias": [5, {"-1": 1}, {"abc": 1}, {"1": 1000}],
+    "seed": ["x", 1.5],
+    "stream": ["yes", 1],
+    "stream_options": [5, {"include_usage": "x"}],
+    "frequency_penalty": [3, "x"],
+    "regex": ["a"],
+    "ebnf": ["root ::= 'a'"],
+    "guided_json": [{}],
+    "lora_path": ["x"],
+}
+COMPLETION_ONLY: dict[str, list[Any]] = {
+    "prompt": [None, 5, [], [[]], ["a", 1], [1, "a"], [-1], [2**40], "", [""], {}],
+    "logprobs": [-1, 21, "x", True],
+    "best_of": [5, "x"],
+    "suffix": ["x", 5],
+    "echo": ["x"],
+}
+CHAT_ONLY: dict[str, list[Any]] = {
+    "messages": [
+        None,
+        5,
+        "hi",
+        [],
+        [5],
+        [{}],
+        [{"role": "user"}],
+        [{"role": "king", "content": "x"}],
+        [{"role": 5, "content": "x"}],
+        [{"role": "user", "content": 5}],
+        [{"role": "user", "content": [5]}],
+        [{"role": "user", "content": [{"type": "text"}]}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+        MESSAGES * 5000,
+    ],
+    "logprobs": ["x", 5],
+    "top_logprobs": [5, -1, "x"],
+    "max_completion_tokens": ["x", -1],
+    "tools": [[{"type": "function"}], "x", [5]],
+    "response_format": [5, {}, {"type": 5}, {"type": "json_object"}, {"type": "json_schema"}],
+    "chat_template_kwargs": [5, {"messages": []}, {"self": 1}, {"tools": 1}],
+}
+NESTED = b"[" * 50_000 + b"]" * 50_000
+
+
+def hostile_requests(vocab_size: int, max_chars: int = 5_000_000) -> Iterator[HostileRequest]:
+    """All of them; `max_chars` is a text that no context holds."""
+    for path in GOOD:
+        yield from _broken_bodies(path)
+        yield from _too_long(path, max_chars)
+    yield from _generate_requests(vocab_size)
+    for path, special in ((COMPLETIONS, COMPLETION_ONLY), (CHAT, CHAT_ONLY)):
+        yield from _with_fields(path, OPENAI)
+        yield from _with_fields(path, special)
+
+
+def _generate_requests(vocab_size: int) -> Iterator[HostileRequest]:
+    yield from _with_fields(GENERATE, NATIVE)
+    for name, values in SAMPLING.items():
+        for value in values:
+            body = GOOD[GENERATE] | {"sampling_params": {name: value}}
+            yield _request(GENERATE, f"sampling_params.{name}", value, body)
+    for ids in [*BAD_IDS, [vocab_size], [[1], [vocab_size + 7]]]:
+        yield _request(GENERATE, "input_ids", ids, {"input_ids": ids})
+    for fields in LOGPROBS:
+        body = GOOD[GENERATE] | {"return_logprob": True} | fields
+        yield _request(GENERATE, "logprobs", fields, body)
+    for fields in BATCHES:
+        yield _request(GENERATE, "batch", fields, fields)
+    yield _request(GENERATE, "nothing", {}, {})
+
+
+def _with_fields(path: str, fields: dict[str, list[Any]]) -> Iterator[HostileRequest]:
+    for name, values in fields.items():
+        for value in values:
+            yield _request(path, name, value, GOOD[path] | {name: value})
+
+
+def _request(path: str, field: str, value: Any, body: dict[str, Any]) -> HostileRequest:
+    return HostileRequest(f"{path} {field}={value!r:.60}", path, json.dumps(body).encode())
+
+
+def _broken_bodies(path: str) -> Iterator[HostileRequest]:
+    good = orjson.dumps(GOOD[path])
+    bodies = {
+        "empty": b"",
+        "cut": good[:-3],
+        "trailing": good + b"}",
+        "an array": b"[" + good + b"]",
+        "a string": b'"hi"',
+        "null": b"null",
+        "NaN": good[:-1] + b', "temperature": NaN}',
+        "Infinity": good[:-1] + b', "top_p": Infinity}',
+        "minus infinity": good[:-1] + b', "top_p": -Infinity}',
+        "infinite number": good[:-1] + b', "top_p": 1e999}',
+        "lone surrogate": good[:-1] + b', "rid": "\\ud800"}',
+        "no UTF-8": good[:-1] + b', "rid": "\xff\xfe"}',
+        "zero byte": b"\x00" * 100,
+        "deep": good[:-1] + b', "x": ' + NESTED + b"}",
+        "less deep": good[:-1] + b', "x": ' + b"[" * 100 + b"]" * 100 + b"}",
+        "single quotes": good.replace(b'"', b"'"),
+    }
+    for name, body in bodies.items():
+        yield HostileRequest(f"{path} {name}", path, body)
+    yield HostileRequest(f"{path} form", path, b"text=hi", "application/x-www-form-urlencoded")
+    yield HostileRequest(f"{path} multipart", path, b"--x--\r\n", "multipart/form-data; boundary=x")
+    yield HostileRequest(f"{path} UTF-16", path, good.decode().encode("utf-16"), "text/plain")
+
+
+def _too_long(path: str, max_chars: int) -> Iterator[HostileRequest]:
+    text = "ab " * (max_chars // 3)
+    field = {GENERATE: "text", COMPLETIONS: "prompt", CHAT: "messages"}[path]
+    value: Any = [{"role": "user", "content": text}] if path == CHAT else text
+    yield HostileRequest(
+        f"{path} {len(text)} characters", path, orjson.dumps(GOOD[path] | {field: value})
+    )
