@@ -6,7 +6,10 @@ Each transport has one peer process; all transports take turns in every round, s
 the machine does hits them alike. Prints one JSON line per figure (the median of the rounds), a
 table, and whether each bar of RELIABILITY.md holds.
 
-    python benchmarks/ring.py [--rounds 7] [--scale 1.0]
+Where the kernel puts the two processes moves a blocking round trip fivefold, and not the same way
+for each transport: compare these at a fixed `--placement`, on one core or on two.
+
+    python benchmarks/ring.py [--rounds 7] [--scale 1.0] [--placement free|one|two]
 """
 
 from __future__ import annotations
@@ -195,7 +198,8 @@ def open_link(kind: str, argument: str) -> Link:
             raise ValueError(f"no transport {kind!r}")
 
 
-def serve(kind: str, argument: str) -> None:
+def serve(kind: str, argument: str, placement: str) -> None:
+    place(placement, is_peer=True)
     if kind == "zmq":
         uvloop.run(serve_zmq(argument))
     elif kind == "spinning_ring":
@@ -314,9 +318,18 @@ class Contestant:
     peer: subprocess.Popen[bytes]
 
 
+def place(placement: str, *, is_peer: bool) -> None:
+    """Keep this process on one core of the machine, or leave it to the kernel."""
+    match placement:
+        case "one":
+            os.sched_setaffinity(0, {0})
+        case "two":
+            os.sched_setaffinity(0, {int(is_peer)})
+
+
 @contextmanager
 def peer(kind: str, argument: str, fds: tuple[int, ...] = ()) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, __file__, "--serve", kind, argument]
+    command = [sys.executable, __file__, *sys.argv[1:], "--serve", kind, argument]
     with subprocess.Popen(command, pass_fds=fds) as process:
         try:
             yield process
@@ -391,9 +404,10 @@ async def measure(entrants: list[Contestant], num_rounds: int, scale: float) -> 
     results: Results = {}
     for entrant in entrants:
         await entrant.transport.round_trips(bytes(SIZES[0]), 200)
-    for _ in range(num_rounds):
+    for round_number in range(num_rounds):
         for figure, (units, take) in figures(scale).items():
-            for entrant in entrants:
+            # there and back: none always follows the same neighbour
+            for entrant in entrants[::-1] if round_number % 2 else entrants:
                 for unit, value in zip(units, await take(entrant.transport), strict=True):
                     of_figure = results.setdefault((figure, unit), {})
                     of_figure.setdefault(entrant.name, []).append(value)
@@ -435,8 +449,8 @@ def versions() -> dict[str, str]:
     }
 
 
-def report(results: Results) -> None:
-    about = versions()
+def report(results: Results, placement: str) -> None:
+    about = versions() | {"placement": placement}
     for (figure, unit), values in results.items():
         for name, rounds in values.items():
             median = statistics.median(rounds)
@@ -492,14 +506,16 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of messages")
+    parser.add_argument("--placement", choices=["free", "one", "two"], default="free")
     parser.add_argument("--serve", nargs=2, metavar=("KIND", "ARGUMENT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(*arguments.serve)
+        serve(*arguments.serve, arguments.placement)
         return
+    place(arguments.placement, is_peer=False)
     with ExitStack() as stack:
         results = uvloop.run(measure(contestants(stack), arguments.rounds, arguments.scale))
-    report(results)
+    report(results, arguments.placement)
     print_bars(results)
 
 

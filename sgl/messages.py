@@ -15,6 +15,7 @@ log-probabilities as float32: a list of Python integers costs fifty times as muc
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable
 from typing import Literal, TypeAlias
@@ -65,6 +66,16 @@ class Logprobs(msgspec.Struct, frozen=True, array_like=True):
     top_values: Float32Bytes = b""
     top_ids: Int32Bytes = b""
     chosen_values: Float32Bytes = b""
+
+    def after_unknown(self, options: LogprobOptions) -> Logprobs:
+        """These, with a token before them that has no log-probability: a prompt's first."""
+        unknown = array("f", [math.nan]).tobytes()
+        return Logprobs(
+            unknown + self.values,
+            unknown * options.top_num + self.top_values,
+            pack([0] * options.top_num) + self.top_ids,
+            unknown * (len(options.token_ids) // 4) + self.chosen_values,
+        )
 
 
 class Finish(msgspec.Struct, frozen=True, array_like=True):

@@ -63,9 +63,13 @@ class Runner:
         batch = ForwardBatch(plan, layout, self.table, self.attention)
         hidden_TD = self.model.hidden(batch)
         sampled = self._sampled(plan, layout)
-        token_ids, rows = self._sample(hidden_TD, layout, sampled, plan)
-        rows += self._prompt_logprobs(hidden_TD, layout, plan)
-        return self._output(plan.step, token_ids, rows)
+        token_ids, outputs = self._sample(hidden_TD, layout, sampled)
+        inputs = self._prompt_logprobs(hidden_TD, layout, plan)
+        reports = [
+            RowLogprobs(index, inputs.get(index), outputs.get(index))
+            for index in sorted(inputs.keys() | outputs.keys())
+        ]
+        return self._output(plan.step, token_ids, reports)
 
     def _sampled(self, plan: StepPlan, layout: StepLayout) -> np.ndarray:
         """Which of the B requests get a token: every decode, and chunks that end a prompt."""
@@ -75,27 +79,30 @@ class Runner:
         ).astype(np.int64)
 
     def _sample(
-        self, hidden_TD: Tensor, layout: StepLayout, sampled: np.ndarray, plan: StepPlan
-    ) -> tuple[Tensor, list[RowLogprobs]]:
-        """Tokens of the sampled requests; rank 0 draws them, so ranks cannot diverge."""
+        self, hidden_TD: Tensor, layout: StepLayout, sampled: np.ndarray
+    ) -> tuple[Tensor, dict[int, Logprobs]]:
+        """Tokens of the sampled requests, and log-probabilities by the request's index.
+
+        Rank 0 draws the tokens for all, so ranks cannot diverge.
+        """
         if not len(sampled):
-            return torch.empty(0, dtype=torch.int64), []
+            return torch.empty(0, dtype=torch.int64), {}
         last_rows = self.table.to_device(layout.token_ends[sampled] - 1)
         logits_BV = self.model.logits(hidden_TD[last_rows])
         rows_B = layout.rows_B[sampled]
         if self.tp.rank != 0:
             ids_B = torch.empty(len(rows_B), dtype=torch.int64, device=hidden_TD.device)
             self.sampler.remember(rows_B, self.tp.broadcast(ids_B))
-            return ids_B, []
+            return ids_B, {}
         wanted = [index for index, row in enumerate(rows_B) if self.table.logprobs[row]]
         raw_logits = logits_BV[wanted] if wanted else None
         ids_B = self.tp.broadcast(self.sampler.sample(logits_BV, rows_B))
-        reports = []
-        if raw_logits is not None:
-            for logits_V, index in zip(raw_logits, wanted, strict=True):
-                report = self._token_logprobs(logits_V, ids_B[index], int(rows_B[index]))
-                reports.append(RowLogprobs(int(sampled[index]), output=report))
-        return ids_B, reports
+        if raw_logits is None:
+            return ids_B, {}
+        return ids_B, {
+            int(sampled[index]): self._token_logprobs(logits_V, ids_B[index], int(rows_B[index]))
+            for logits_V, index in zip(raw_logits, wanted, strict=True)
+        }
 
     def _token_logprobs(self, logits_V: Tensor, token_id: Tensor, row: int) -> Logprobs:
         options = self.table.logprobs[row]
@@ -104,9 +111,9 @@ class Runner:
 
     def _prompt_logprobs(
         self, hidden_TD: Tensor, layout: StepLayout, plan: StepPlan
-    ) -> list[RowLogprobs]:
-        """Reports of the chunks that want log-probabilities of prompt tokens."""
-        reports = []
+    ) -> dict[int, Logprobs]:
+        """Log-probabilities of prompt tokens, by the index of the request that wants them."""
+        reports = {}
         for number, chunk in enumerate(plan.chunks):
             options = self.table.logprobs[chunk.row]
             if chunk.logprob_start < 0 or options is None:
@@ -118,16 +125,11 @@ class Runner:
             next_ids = np.append(next_ids[1:], chunk.next_token_id).astype(np.int64)
             if chunk.next_token_id < 0:
                 next_ids = next_ids[:-1]
-            reports.append(
-                RowLogprobs(
-                    index,
-                    input=logprobs.of_prompt(
-                        hidden_TD[begin : begin + len(next_ids)],
-                        self.table.to_device(next_ids),
-                        options,
-                        self.model.logits,
-                    ),
-                )
+            reports[index] = logprobs.of_prompt(
+                hidden_TD[begin : begin + len(next_ids)],
+                self.table.to_device(next_ids),
+                options,
+                self.model.logits,
             )
         return reports
 

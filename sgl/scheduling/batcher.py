@@ -19,6 +19,7 @@ from sgl.messages import (
     Chunk,
     Finish,
     Generate,
+    Logprobs,
     NewRow,
     RequestId,
     RowLogprobs,
@@ -326,7 +327,9 @@ class Batcher:
             finish, new_ids = request.accept(token_id), pack([token_id])
             self.totals.num_output_tokens += 1
         input_logprobs = logprobs.input if logprobs else None
-        if part.is_prefill and request.next_logprob < request.prompt_len:
+        if part.is_prefill and request.logprobs and request.next_logprob < request.prompt_len:
+            if request.next_logprob == 0:
+                input_logprobs = (input_logprobs or Logprobs()).after_unknown(request.logprobs)
             request.next_logprob = min(part.end + 1, request.prompt_len)
         if finish:
             self._end(request, finish)

@@ -149,7 +149,7 @@ def test_a_tensor_parallel_size_that_does_not_divide_is_refused_with_those_that_
         tmp_path, num_attention_heads=9, num_key_value_heads=3, hidden_size=72, intermediate_size=72
     )
     config.check_tp_size(3)
-    with pytest.raises(ConfigError, match="over 2 ranks: --tp-size may be 1, 3, 9$"):
+    with pytest.raises(ConfigError, match=r"over 2 ranks: --tp-size may be 1, 3, 9$"):
         config.check_tp_size(2)
 
 

@@ -54,4 +54,4 @@ class LMHead(Linear):
 
     def forward(self, x_BD: Tensor) -> Tensor:
         logits_BV = self.tp.all_gather_last(super().forward(x_BD))
-        return logits_BV[:, : self.vocab_size].float()
+        return logits_BV[:, : self.vocab_size].float().contiguous()
