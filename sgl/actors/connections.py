@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
+
+from aiohttp.web import RequestHandler
 
 from sgl.metrics import SchedulerStatus
 
@@ -16,13 +17,13 @@ class HeaderDeadline:
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._first_seen: dict[asyncio.Protocol, float] = {}
-        self._served: set[asyncio.Protocol] = set()
+        self._first_seen: dict[RequestHandler, float] = {}
+        self._served: set[RequestHandler] = set()
 
-    def mark_served(self, connection: asyncio.Protocol) -> None:
+    def mark_served(self, connection: RequestHandler) -> None:
         self._served.add(connection)
 
-    def sweep(self, connections: Iterable[asyncio.Protocol], now: float) -> None:
+    def sweep(self, connections: Iterable[RequestHandler], now: float) -> None:
         current = set(connections)
         self._served &= current
         self._first_seen = {
@@ -30,14 +31,8 @@ class HeaderDeadline:
             for connection in current - self._served
         }
         for connection, first_seen in self._first_seen.items():
-            if now - first_seen > self._timeout_s:
-                _abort(connection)
-
-
-def _abort(connection: asyncio.Protocol) -> None:
-    transport: asyncio.Transport | None = getattr(connection, "transport", None)
-    if transport is not None:
-        transport.abort()
+            if now - first_seen > self._timeout_s and connection.transport is not None:
+                connection.transport.abort()
 
 
 class StallWatch:

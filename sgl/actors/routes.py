@@ -90,7 +90,9 @@ class Routes:
         self._started = int(time.time())
         self._max_body_bytes = int(config.max_body_mb * 1e6)
         self._server = Server(
-            model_name=config.model_name, reports_cached=config.enable_cache_report
+            model_name=config.model_name,
+            reports_cached=config.enable_cache_report,
+            max_prompts=config.max_batch_requests,
         )
 
     def add_to(self, app: web.Application) -> dict[web.AbstractResource, Level]:
@@ -147,7 +149,7 @@ class Routes:
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         self._gate.check()
-        parsed = parse_generate(await self._body(request))
+        parsed = parse_generate(await self._body(request), self._config.max_batch_requests)
         reply = NativeReply(parsed, self._model.tokenizer, is_disjoint=self._config.stream_output)
         return await answer_call(request, self._front, parsed.call, reply)
 
@@ -233,7 +235,7 @@ class Routes:
         reply = await self._front.control("flush_cache")
         if not reply.ok:
             raise InvalidRequestError(f"the cache was not flushed: {reply.text}")
-        return web.Response(text="Cache flushed.\n" + reply.text)
+        return web.Response(text="Cache flushed.\n")
 
     async def _body(self, request: web.Request) -> bytes:
         """The whole body; refused early if it is too large, given up if it does not come."""

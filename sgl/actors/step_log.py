@@ -94,7 +94,7 @@ class StepLog:
 
 def _open_trace(path: str | None) -> BinaryIO | None:
     try:
-        return open(path, "wb") if path else None  # noqa: SIM115  open as long as the process
+        return open(path, "wb") if path else None
     except OSError as error:
         raise ConfigError(f"--trace-steps {path} cannot be written: {error.strerror}") from None
 

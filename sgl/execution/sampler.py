@@ -80,16 +80,23 @@ class Sampler:
         logits_BV[here] = logits
 
     def _draw(self, logits_BV: Tensor, rows_B: np.ndarray) -> Tensor:
+        """Rows with and without filters go separate ways, so that neighbours change nothing."""
         table = self.table
         rows = table.to_device(rows_B)
         num_output_B = table.to_device(table.num_output_R[rows_B])
         uniform_B1 = uniform(table.seed_R[rows], num_output_B).unsqueeze(1)
         probs_BV = torch.softmax(logits_BV / table.number("temperature", rows), dim=-1)
-        if not table.has_filter_R[rows_B].any():
+        has_filter_B = table.has_filter_R[rows_B]
+        if not has_filter_B.any():
             return _invert(probs_BV, uniform_B1)
         limits = [table.number(name, rows) for name in ("top_k", "top_p", "min_p")]
-        kept_BC, ids_BC = _filter(probs_BV, *limits)
-        return ids_BC.gather(1, _invert(kept_BC, uniform_B1).unsqueeze(1)).squeeze(1)
+        if has_filter_B.all():
+            return _draw_filtered(probs_BV, uniform_B1, *limits)
+        ids_B = _invert(probs_BV, uniform_B1)
+        some = table.to_device(np.flatnonzero(has_filter_B))
+        inputs = (probs_BV, uniform_B1, *limits)
+        ids_B[some] = _draw_filtered(*(value[some] for value in inputs))
+        return ids_B
 
 
 def uniform(seed_B: Tensor, counter_B: Tensor) -> Tensor:
@@ -110,24 +117,42 @@ def _shift(x: Tensor, num_bits: int) -> Tensor:
     return (x >> num_bits) & ((1 << (64 - num_bits)) - 1)
 
 
-def _filter(
-    probs_BV: Tensor, top_k_B1: Tensor, top_p_B1: Tensor, min_p_B1: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Probabilities of the tokens that may be drawn, best first, 0 for others; and their ids.
+def _draw_filtered(
+    probs_BV: Tensor, uniform_B1: Tensor, top_k_B1: Tensor, top_p_B1: Tensor, min_p_B1: Tensor
+) -> Tensor:
+    """Draw among the likeliest; rows where too few of them were looked at sort everything."""
+    limits = (top_k_B1, top_p_B1, min_p_B1)
+    num_candidates = min(NUM_CANDIDATES, probs_BV.shape[-1])
+    if probs_BV.device.type != "cpu" or num_candidates == probs_BV.shape[-1]:
+        return _draw_sorted(probs_BV.sort(dim=-1, descending=True, stable=True), uniform_B1, limits)
+    top = probs_BV.topk(num_candidates, dim=-1)
+    ids_B = _draw_sorted(top, uniform_B1, limits)
+    is_enough = top_k_B1 <= num_candidates
+    is_enough |= top.values.sum(dim=-1, keepdim=True) > top_p_B1
+    is_enough |= top.values[:, -1:] < min_p_B1 * top.values[:, :1]
+    if len(more := (~is_enough.squeeze(1)).nonzero().squeeze(1)):
+        ranked = probs_BV[more].sort(dim=-1, descending=True, stable=True)
+        picked = tuple(limit[more] for limit in limits)
+        ids_B[more] = _draw_sorted(ranked, uniform_B1[more], picked)
+    return ids_B
+
+
+def _draw_sorted(
+    ranked: tuple[Tensor, Tensor], uniform_B1: Tensor, limits: tuple[Tensor, ...]
+) -> Tensor:
+    """Draw from probabilities sorted best first, and their ids; both [B, C].
 
     Kept are: the k likeliest; those before whose turn at most mass p is spent; those with at
     least min_p times the best one's probability.
     """
-    num_candidates = min(NUM_CANDIDATES, probs_BV.shape[-1])
-    top_BC, ids_BC = probs_BV.topk(num_candidates, dim=-1)
-    is_enough = (top_k_B1 <= num_candidates) | (top_BC.sum(dim=-1, keepdim=True) > top_p_B1)
-    is_enough |= top_BC[:, -1:] < min_p_B1 * top_BC[:, :1]
-    if num_candidates < probs_BV.shape[-1] and not bool(is_enough.all()):
-        top_BC, ids_BC = probs_BV.sort(dim=-1, descending=True, stable=True)
-    ranks = torch.arange(top_BC.shape[-1], device=probs_BV.device)
-    spent_BC = top_BC.cumsum(dim=-1) - top_BC
-    is_kept = (ranks < top_k_B1) & (spent_BC <= top_p_B1) & (top_BC >= min_p_B1 * top_BC[:, :1])
-    return top_BC * is_kept, ids_BC
+    probs_BC, ids_BC = ranked
+    top_k_B1, top_p_B1, min_p_B1 = limits
+    ranks = torch.arange(probs_BC.shape[-1], device=probs_BC.device)
+    spent_BC = probs_BC.cumsum(dim=-1) - probs_BC
+    is_kept = (ranks < top_k_B1) & (spent_BC <= top_p_B1)
+    is_kept &= probs_BC >= min_p_B1 * probs_BC[:, :1]
+    index_B = _invert(probs_BC * is_kept, uniform_B1)
+    return ids_BC.gather(1, index_B.unsqueeze(1)).squeeze(1)
 
 
 def _invert(weights_BC: Tensor, uniform_B1: Tensor) -> Tensor:

@@ -64,14 +64,13 @@ class TensorParallel:
         dist.all_reduce(x, group=self.group)
         return x
 
-    def all_gather_last(self, x_BV: Tensor) -> Tensor:
+    def all_gather_last(self, x: Tensor) -> Tensor:
         """Every rank's `x` side by side along the last axis, in rank order."""
         if self.size == 1:
-            return x_BV
-        num_rows, part_len = x_BV.shape
-        parts_RBV = x_BV.new_empty(self.size, num_rows, part_len)
-        dist.all_gather(list(parts_RBV.unbind()), x_BV.contiguous(), group=self.group)
-        return parts_RBV.transpose(0, 1).reshape(num_rows, self.size * part_len)
+            return x
+        parts = [torch.empty_like(x) for _ in range(self.size)]
+        dist.all_gather(parts, x, group=self.group)
+        return torch.cat(parts, dim=-1)
 
     def broadcast(self, x: Tensor, src: int = 0) -> Tensor:
         """Rank `src`'s `x`, written into `x` on the others."""

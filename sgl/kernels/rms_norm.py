@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -20,17 +22,25 @@ def add_rms_norm(stream_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: flo
 
 
 def rms_norm_reference(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    # On a CPU half the time of the textbook formula: one temporary, and no mixed types
+    # On a CPU the number of operations is what a row costs, and temporaries what many cost: this
+    # has half of what the textbook formula has of both
     y_TD = x_TD.to(torch.float32, copy=True)
     length_T1 = torch.linalg.vector_norm(y_TD, dim=-1, keepdim=True)
-    scale_T1 = length_T1.square_().mul_(1.0 / x_TD.shape[-1]).add_(eps).rsqrt_()
-    return y_TD.mul_(scale_T1).mul_(weight_D).to(x_TD.dtype)
+    mean_T1 = torch.addcmul(
+        _scalar(eps, x_TD.device), length_T1, length_T1, value=1 / x_TD.shape[1]
+    )
+    return y_TD.mul_(mean_T1.rsqrt_()).mul_(weight_D).to(x_TD.dtype)
 
 
 def add_rms_norm_reference(
     stream_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float
 ) -> Tensor:
     return rms_norm_reference(stream_TD.add_(delta_TD), weight_D, eps)
+
+
+@cache
+def _scalar(value: float, device: torch.device) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32, device=device)
 
 
 def _check(x_TD: Tensor, weight_D: Tensor) -> None:

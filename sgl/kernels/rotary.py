@@ -3,7 +3,7 @@
     y[i]       = x[i]       * cos - x[i + E/2] * sin
     y[i + E/2] = x[i + E/2] * cos + x[i]       * sin
 
-Axes: T tokens    N heads    E head size. The first half of `sin_TE` is negated, so both lines
+Axes: T tokens    N heads    E head size. The first half of the sines is negated, so both lines
 above are x * cos + swap_halves(x) * sin.
 """
 
@@ -14,22 +14,22 @@ from torch import Tensor
 
 
 def rotary_angles(positions_T: Tensor, frequencies_R: Tensor) -> tuple[Tensor, Tensor]:
-    """`cos_TE` and `sin_TE` of the positions, in float32, for `rotate`."""
+    """Cosines and sines of the positions, [T, 1, E] in float32, for `rotate`."""
     assert frequencies_R.dtype == torch.float32, "16 bits cannot tell large angles apart"
     signed_E = torch.cat((-frequencies_R, frequencies_R))
-    angles_TE = positions_T[:, None] * signed_E
-    return angles_TE.cos(), angles_TE.sin()
+    angles_T1E = positions_T[:, None, None] * signed_E
+    return angles_T1E.cos(), angles_T1E.sin()
 
 
-def rotate(x_TNE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> None:
+def rotate(x_TNE: Tensor, cos_T1E: Tensor, sin_T1E: Tensor) -> None:
     """Turn all heads of `x_TNE` in place, computing in float32."""
-    assert x_TNE.shape[::2] == cos_TE.shape == sin_TE.shape, (
-        f"{x_TNE.shape} does not go with angles {cos_TE.shape}, {sin_TE.shape}"
+    assert x_TNE.shape[::2] == cos_T1E.shape[::2] == sin_T1E.shape[::2], (
+        f"{x_TNE.shape} does not go with angles {cos_T1E.shape}, {sin_T1E.shape}"
     )
-    x_TNE.copy_(rotate_reference(x_TNE, cos_TE, sin_TE))
+    x_TNE.copy_(rotate_reference(x_TNE, cos_T1E, sin_T1E))
 
 
-def rotate_reference(x_TNE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
+def rotate_reference(x_TNE: Tensor, cos_T1E: Tensor, sin_T1E: Tensor) -> Tensor:
     y_TNE = x_TNE.to(torch.float32, copy=True)
-    turned_TNE = y_TNE.roll(y_TNE.shape[-1] // 2, dims=-1).mul_(sin_TE[:, None])
-    return y_TNE.mul_(cos_TE[:, None]).add_(turned_TNE)
+    turned_TNE = y_TNE.roll(y_TNE.shape[-1] // 2, dims=-1).mul_(sin_T1E)
+    return y_TNE.mul_(cos_T1E).add_(turned_TNE)

@@ -51,7 +51,7 @@ class Attention(nn.Module):
 
     def forward(self, x_TD: Tensor, angles: Angles, batch: Batch) -> Tensor:
         num_heads, num_kv_heads = self.spec.num_heads, self.spec.num_kv_heads
-        qkv_TNE = self.qkv_proj(x_TD).unflatten(-1, (-1, self.spec.head_dim))
+        qkv_TNE = self.qkv_proj(x_TD).view(len(x_TD), -1, self.spec.head_dim)
         angles.rotate(qkv_TNE[:, : num_heads + num_kv_heads])
         q_THE, k_TKE, v_TKE = qkv_TNE.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
         o_THE = batch.attend(self.layer_id, q_THE, k_TKE, v_TKE)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 import orjson
 
 from sgl.errors import InvalidRequestError
+from sgl.sampling_params import MAX_STOPS
 
 MAX_NESTING = 64
 MAX_RID_CHARS = 256
 MAX_SALT_CHARS = 256
-MAX_LOGIT_BIASES = 4096
 MAX_TOP_LOGPROBS = 20
+_MAX_SIZES = {"stop": MAX_STOPS, "stop_token_ids": 1024, "logit_bias": 4096}
 
 T = TypeVar("T")
 _PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`")
@@ -58,11 +59,22 @@ def check_name(value: str, field: str, max_chars: int) -> str:
     return value
 
 
-def check_logit_bias(bias: object) -> None:
-    if isinstance(bias, Mapping) and len(bias) > MAX_LOGIT_BIASES:
+def check_sizes(sampling: Mapping[str, Any]) -> None:
+    """Refuse long lists before each of their entries is looked at."""
+    for name, most in _MAX_SIZES.items():
+        value = sampling.get(name)
+        if isinstance(value, list | dict) and len(value) > most:
+            raise InvalidRequestError(
+                f"{name} must have at most {most} entries, got {len(value)}", param=name
+            )
+
+
+def check_num_prompts(prompts: Sequence[object], max_prompts: int | None, field: str) -> None:
+    if max_prompts is not None and len(prompts) > max_prompts:
         raise InvalidRequestError(
-            f"logit_bias must have at most {MAX_LOGIT_BIASES} entries, got {len(bias)}",
-            param="logit_bias",
+            f"{field} holds {len(prompts)} prompts, a request may hold {max_prompts}: send several "
+            "requests, or start the server with a larger --max-batch-requests",
+            param=field,
         )
 
 

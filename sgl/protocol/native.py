@@ -17,8 +17,9 @@ from sgl.protocol.body import (
     MAX_RID_CHARS,
     MAX_SALT_CHARS,
     MAX_TOP_LOGPROBS,
-    check_logit_bias,
     check_name,
+    check_num_prompts,
+    check_sizes,
     convert,
     id_array,
     parse_fields,
@@ -71,18 +72,19 @@ class GenerateRequest:
     has_token_texts: bool
 
 
-def parse_generate(body: bytes) -> GenerateRequest:
+def parse_generate(body: bytes, max_prompts: int | None = None) -> GenerateRequest:
     """The request in the body of a POST; raises InvalidRequestError."""
-    return generate_request(parse_fields(body))
+    return generate_request(parse_fields(body), max_prompts)
 
 
-def generate_request(fields: Mapping[str, Any]) -> GenerateRequest:
+def generate_request(fields: Mapping[str, Any], max_prompts: int | None = None) -> GenerateRequest:
     """The request these JSON values describe; raises InvalidRequestError."""
     refuse_unsupported(fields, NOT_YET)
     body = convert(fields, GenerateBody)
     if body.return_hidden_states:
         refuse_unsupported({"return_hidden_states": True}, ["return_hidden_states"])
     prompts, is_batch = _prompts(body)
+    check_num_prompts(prompts, max_prompts, "input_ids" if body.text is None else "text")
     calls = _prompt_calls(body, prompts, is_batch)
     n = calls[0].sampling.n
     if any(call.sampling.n != n for call in calls):
@@ -127,31 +129,35 @@ def _prompt_calls(
     num = len(prompts) if is_batch else None
     if is_batch and isinstance(body.rid, str):
         raise InvalidRequestError("rid must be a list for a list of prompts", param="rid")
-    sampling_fields: list[dict[str, Any]] = _spread(
-        body.sampling_params, {}, num, "sampling_params"
-    )
+    samplings = _samplings(body.sampling_params, num)
     rids: list[str] = _spread(body.rid, "", num, "rid")
     logprobs = _logprob_options(body, num)
     return tuple(
         PromptCall(
             prompt=prompt,
-            sampling=_sampling(fields),
+            sampling=sampling,
             logprobs=options,
             rid=rid and check_name(rid, "rid", MAX_RID_CHARS),
-            is_length_explicit=fields.get("max_new_tokens") is not None,
+            is_length_explicit=is_explicit,
         )
-        for prompt, fields, options, rid in zip(
-            prompts, sampling_fields, logprobs, rids, strict=True
+        for prompt, (sampling, is_explicit), options, rid in zip(
+            prompts, samplings, logprobs, rids, strict=True
         )
     )
 
 
-def _sampling(fields: dict[str, Any]) -> SamplingParams:
+def _samplings(value: Any, num: int | None) -> list[tuple[SamplingParams, bool]]:
+    """For each prompt its parameters, and whether they name max_new_tokens."""
+    if isinstance(value, list):
+        return [_sampling(fields) for fields in _spread(value, {}, num, "sampling_params")]
+    return _spread(_sampling(value or {}), None, num, "sampling_params")
+
+
+def _sampling(fields: dict[str, Any]) -> tuple[SamplingParams, bool]:
     refuse_unsupported(fields, NOT_YET_SAMPLING)
-    check_logit_bias(fields.get("logit_bias"))
-    return SamplingParams.from_dict(
-        {name: value for name, value in fields.items() if name not in NOT_YET_SAMPLING}
-    )
+    check_sizes(fields)
+    known = {name: value for name, value in fields.items() if name not in NOT_YET_SAMPLING}
+    return SamplingParams.from_dict(known), fields.get("max_new_tokens") is not None
 
 
 def _spread(value: Any, default: Any, num: int | None, field: str) -> list[Any]:

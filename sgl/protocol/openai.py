@@ -12,7 +12,7 @@ import msgspec
 
 from sgl.errors import InvalidRequestError, RequestError
 from sgl.messages import Finish
-from sgl.protocol.body import MAX_RID_CHARS, MAX_SALT_CHARS, check_logit_bias, check_name
+from sgl.protocol.body import MAX_RID_CHARS, MAX_SALT_CHARS, check_name, check_sizes
 from sgl.protocol.call import Answer
 from sgl.sampling_params import SamplingParams
 
@@ -87,8 +87,8 @@ _SAME_NAME = (
 
 def sampling_params(body: SamplingBody, **fields: Any) -> SamplingParams:
     """The body's sampling fields; `fields` are those whose meaning differs by endpoint."""
-    check_logit_bias(body.logit_bias)
     given = {name: getattr(body, name) for name in _SAME_NAME}
+    check_sizes(given)
     given |= {"min_new_tokens": body.min_tokens}
     known = {name: value for name, value in given.items() if value is not None}
     return SamplingParams.from_dict(known | fields)
@@ -129,10 +129,11 @@ class Frame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """What the formats tell of the server."""
+    """What the formats need to know of the server."""
 
     model_name: str
     reports_cached: bool = False
+    max_prompts: int | None = None
 
 
 def frame(body: SamplingBody, server: Server, prefix: str) -> Frame:

@@ -42,6 +42,7 @@ class Template(Protocol):
     def render(
         self,
         messages: list[dict[str, Any]],
+        /,
         tools: list[Any] | None = None,
         add_generation_prompt: bool = True,
         **options: Any,

@@ -8,6 +8,7 @@ from sgl.errors import InvalidRequestError
 from sgl.messages import LogprobOptions
 from sgl.protocol.body import (
     MAX_TOP_LOGPROBS,
+    check_num_prompts,
     convert,
     id_array,
     parse_fields,
@@ -54,6 +55,7 @@ def parse_completion(body: bytes, server: Server) -> CompletionRequest:
     completion = convert(fields, CompletionBody)
     _check(completion)
     prompts = _prompts(completion.prompt)
+    check_num_prompts(prompts, server.max_prompts, "prompt")
     head = frame(completion, server, "cmpl")
     sampling = sampling_params(
         completion,

@@ -7,7 +7,6 @@ import io
 import logging
 import re
 import socket
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -525,7 +524,7 @@ async def test_tokenize_and_back() -> None:
 
 
 @in_loop
-async def test_connections_without_a_request_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connections_without_a_request_are_closed() -> None:
     deadline = connections.HeaderDeadline(timeout_s=10.0)
 
     class Connection(asyncio.Protocol):
@@ -569,13 +568,12 @@ def test_a_port_in_use_is_an_error_of_the_operator() -> None:
 
 @in_loop
 async def test_hostile_requests_get_an_error_and_disturb_nobody() -> None:
-    async with server(step_s=0.001) as s:
-        body = {"text": "a", "sampling_params": {"max_new_tokens": 1500}}
-        expected = await s.generate("a", max_new_tokens=1500)
+    async with server(step_s=0.01) as s:
+        body = {"text": "a", "sampling_params": {"max_new_tokens": 150}}
+        expected = await s.generate("a", max_new_tokens=150)
         streams = [asyncio.create_task(s.events("/generate", body)) for _ in range(20)]
-        num_requests, slowest_s = 0, 0.0
+        num_requests = 0
         for hostile in hostile_requests(VOCAB_SIZE):
-            started = time.monotonic()
             async with s.http.post(
                 s.url + hostile.path,
                 data=io.BytesIO(hostile.body),
@@ -586,7 +584,6 @@ async def test_hostile_requests_get_an_error_and_disturb_nobody() -> None:
                 assert error["message"], hostile.name
                 assert len(error["message"]) < 1000, hostile.name
                 assert (hostile.path != "/generate") is ("type" in error), hostile.name
-            slowest_s = max(slowest_s, time.monotonic() - started)
             num_requests += 1
         assert num_requests >= 300
         for events in await asyncio.gather(*streams):

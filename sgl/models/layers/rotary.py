@@ -19,12 +19,12 @@ from sgl.models.config import RopeConfig
 class Angles(NamedTuple):
     """Cosine and sine of every token's position, as `rotate` wants them."""
 
-    cos_TE: Tensor
-    sin_TE: Tensor
+    cos_T1E: Tensor
+    sin_T1E: Tensor
 
     def rotate(self, x_TNE: Tensor) -> None:
         """Turn the heads of `x_TNE`, in place."""
-        rotate(x_TNE, self.cos_TE, self.sin_TE)
+        rotate(x_TNE, self.cos_T1E, self.sin_T1E)
 
 
 class Rotary(nn.Module):

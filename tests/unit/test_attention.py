@@ -1,0 +1,174 @@
+"""The torch back end against attention done one request at a time over its own dense KV."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sgl.execution.attention.shared_prefix import find_clusters
+from sgl.execution.attention.torch_attention import TorchAttention
+from sgl.execution.kv_cache import KvCache
+from sgl.execution.request_table import RequestTable
+from sgl.execution.step_layout import StepLayout
+from sgl.kernels.attention import attention, attention_reference, merge_attention
+from sgl.models.batch import AttentionSpec
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+class Case:
+    """Requests with random KV in shuffled pages; `shared` of their first tokens are the same."""
+
+    def __init__(self, kv_lens, query_lens, *, page_size=1, shared=0, spec=None, dtype, device):
+        self.spec = spec or AttentionSpec(num_heads=6, num_kv_heads=2, head_dim=16, scale=0.25)
+        self.device = torch.device(device)
+        rng = np.random.default_rng(0)
+        num_pages = sum(-(-length // page_size) for length in kv_lens) + 3
+        self.cache = KvCache([self.spec], num_pages, page_size, dtype=dtype, device=self.device)
+        self.table = RequestTable(len(kv_lens) + 2, 200, 11, self.device)
+        self.rows = rng.permutation(len(kv_lens) + 2)[: len(kv_lens)]
+        self.keys, self.values = [], []
+        pages = list(rng.permutation(num_pages))
+        for row, length in zip(self.rows, kv_lens, strict=True):
+            self._add_request(row, length, pages, page_size, shared, dtype)
+        num_tokens = sum(query_lens)
+        self.layout = StepLayout(
+            self.rows.astype(np.int64), np.array(query_lens), np.array(kv_lens), 0
+        )
+        shape = (num_tokens, self.spec.num_heads, self.spec.head_dim)
+        self.q = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        self.q = self.q.to(self.device, dtype)
+
+    def _add_request(self, row, length, pages, page_size, shared, dtype):
+        count = -(-length // page_size)
+        first = self.table.pages_RP[self.rows[0], : shared // page_size] if self.keys else []
+        mine = [*first, *(pages.pop() for _ in range(count - len(first)))]
+        self.table._append_pages(row, np.array(mine, np.int32))
+        shape = (length, self.spec.num_kv_heads, self.spec.head_dim)
+        generator = torch.Generator().manual_seed(int(row))
+        keys, values = (torch.randn(shape, generator=generator) for _ in range(2))
+        if self.keys:
+            keys[:shared], values[:shared] = self.keys[0][:shared], self.values[0][:shared]
+        self.keys.append(keys)
+        self.values.append(values)
+        slots = torch.tensor(
+            [mine[p // page_size] * page_size + p % page_size for p in range(length)]
+        )
+        self.cache.store(
+            0,
+            slots.to(self.device),
+            keys.to(self.device, dtype),
+            values.to(self.device, dtype),
+        )
+
+    def run(self):
+        backend = TorchAttention([self.spec], self.cache)
+        backend.plan(self.layout, self.table)
+        return backend, backend.run(0, self.q).float().cpu()
+
+    def expected(self):
+        outputs, begin = [], 0
+        group = self.spec.num_heads // self.spec.num_kv_heads
+        dtype = self.q.dtype
+        for index, length in enumerate(self.layout.kv_lens_B):
+            num_queries = self.layout.query_lens_B[index]
+            q = self.q[begin : begin + num_queries].cpu().transpose(0, 1).unsqueeze(0)
+            begin += num_queries
+            k, v = (
+                x[index].to(dtype).repeat_interleave(group, dim=1).transpose(0, 1).unsqueeze(0)
+                for x in (self.keys, self.values)
+            )
+            seen = torch.arange(length - num_queries, length).unsqueeze(1)
+            keys = torch.arange(length)
+            hidden = keys > seen
+            if self.spec.window:
+                hidden |= keys <= seen - self.spec.window
+            mask = torch.zeros(hidden.shape).masked_fill(hidden, float("-inf"))
+            o, _ = attention_reference(q, k, v, mask, self.spec.scale, self.spec.soft_cap)
+            outputs.append(o[0].transpose(0, 1).float())
+        return torch.cat(outputs)
+
+    def check(self):
+        backend, output = self.run()
+        error = (output - self.expected()).abs().max().item()
+        assert error <= TOLERANCE[self.q.dtype]
+        return backend
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("page_size", [1, 4, 16])
+@pytest.mark.parametrize(
+    ("kv_lens", "query_lens"),
+    [
+        ([1], [1]),
+        ([7], [7]),
+        ([5, 5, 5], [1, 1, 1]),
+        ([3, 90, 17, 1, 160], [1, 1, 1, 1, 1]),
+        ([30, 9, 64, 12], [1, 1, 64, 5]),
+        ([40, 41], [3, 40]),
+    ],
+)
+def test_paged_ragged_mixed_steps(kv_lens, query_lens, page_size, dtype, device):
+    Case(kv_lens, query_lens, page_size=page_size, dtype=dtype, device=device).check()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("query_lens", [[1] * 6, [1, 1, 9, 4, 1, 20]])
+def test_a_prefix_shared_by_many_is_attended_to_once(
+    query_lens, page_size, dtype, device, monkeypatch
+):
+    monkeypatch.setattr(find_clusters, "__defaults__", (200,))
+    kv_lens = [100 + 7 * index for index in range(6)]
+    case = Case(kv_lens, query_lens, page_size=page_size, shared=64, dtype=dtype, device=device)
+    backend = case.check()
+    assert all(piece.prefix is not None for piece in backend.pieces[None])
+
+
+@pytest.mark.parametrize("spec", [
+    AttentionSpec(4, 4, 8, 0.3, window=5),
+    AttentionSpec(4, 2, 8, 0.3, soft_cap=2.0),
+    AttentionSpec(8, 1, 32, 0.2, window=20, soft_cap=30.0),
+])  # fmt: skip
+def test_windows_and_soft_caps(spec):
+    Case([30, 9, 50], [1, 4, 50], spec=spec, dtype=torch.float32, device="cpu").check()
+
+
+def test_merging_two_halves_gives_the_whole():
+    q, k, v = (torch.randn(2, 3, length, 8) for length in (4, 10, 10))
+    whole = attention(q, k, v, None, 0.5)
+    halves = [attention_reference(q, k[:, :, s], v[:, :, s], None, 0.5) for s in
+              (slice(0, 3), slice(3, 10))]  # fmt: skip
+    merged = merge_attention(*halves[0], *halves[1])
+    torch.testing.assert_close(merged, whole, atol=1e-6, rtol=1e-5)
+
+
+def clusters_of(rows, starts, min_saved=4):
+    width = max(map(len, rows))
+    pages = np.array([row + [-i] * (width - len(row)) for i, row in enumerate(rows, 100)])
+    found = find_clusters(pages, np.array(starts), 1, min_saved)
+    return [(sorted(one.members.tolist()), one.shared_len) for one in found]
+
+
+def test_requests_without_a_common_prefix_are_one_cluster_of_length_zero():
+    assert clusters_of([[1, 2, 3], [4, 5, 6]], [3, 3]) == [([0, 1], 0)]
+
+
+def test_a_deeper_prefix_of_fewer_wins_where_it_saves_more():
+    long_a, long_b = [1, *range(10, 20)], [1, *range(30, 40)]
+    rows = [[*long_a, 91], [*long_a, 92], [*long_b, 93], [*long_b, 94]]
+    assert sorted(clusters_of(rows, [12] * 4)) == [([0, 1], 11), ([2, 3], 11)]
+
+
+def test_a_prefix_of_all_wins_where_the_branches_are_short():
+    rows = [[*range(10), 50 + i] for i in range(4)]
+    assert clusters_of(rows, [11] * 4) == [([0, 1, 2, 3], 10)]
+
+
+def test_the_shared_part_ends_before_the_queries():
+    rows = [list(range(10)), list(range(10))]
+    assert clusters_of(rows, [10, 6]) == [([0, 1], 6)]

@@ -1,0 +1,192 @@
+"""The scheduler actor between local channels and a fake worker."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+from fake_worker import FakeWorker, expected_output
+
+from sgl.actors.channel import LocalChannel
+from sgl.actors.scheduler import Scheduler
+from sgl.actors.step_log import StepLog
+from sgl.messages import (
+    Abort,
+    Control,
+    Finish,
+    Generate,
+    NewTokens,
+    OpenText,
+    Reply,
+    Stop,
+    pack,
+    unpack,
+)
+from sgl.sampling_params import SamplingParams
+from sgl.scheduling.batcher import Batcher, Limits
+from sgl.scheduling.kv_store import KvStore
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        self.now += 0.001
+        return self.now
+
+
+class Bench:
+    """The actor's neighbours: what they sent, and what they were told."""
+
+    def __init__(self, num_pages=64, text_room=None, trace=None, num_workers=1):
+        self.requests, self.stops, self.results = (LocalChannel() for _ in range(3))
+        self.plans = [LocalChannel() for _ in range(num_workers)]
+        self.text = LocalChannel(max_messages=text_room)
+        limits = Limits(max_step_tokens=16, max_rows=8, max_total_len=num_pages)
+        self.scheduler = Scheduler(
+            Batcher(KvStore(num_pages, 1), limits),
+            requests=self.requests.receiver,
+            stops=self.stops.receiver,
+            results=self.results.receiver,
+            workers=[channel.sender for channel in self.plans],
+            text=self.text.sender,
+            log=StepLog(40, trace, Clock()),
+        )
+        self.worker = FakeWorker(num_pages, 1)
+        self.backlog = []
+        self.told = []
+
+    def ask(self, request_id, prompt, **sampling):
+        self.requests.sender.send(Generate(request_id, pack(prompt), SamplingParams(**sampling)))
+
+    def turn(self):
+        """One turn of the scheduler; then the worker finishes one step."""
+        is_busy = self.scheduler.turn()
+        self.told += self.text.receiver.receive()
+        plans = [channel.receiver.receive() for channel in self.plans]
+        assert all(seen == plans[0] for seen in plans), "the ranks get different plans"
+        self.backlog += plans[0]
+        if self.backlog:
+            self.results.sender.send(self.worker.run(self.backlog.pop(0)))
+        return is_busy
+
+    def run_until_idle(self):
+        for _ in range(1000):
+            if not self.turn() and not self.backlog and not self.scheduler.is_blocked:
+                return
+        raise AssertionError("the scheduler does not come to rest")
+
+    def deltas(self, request_id):
+        return [
+            delta
+            for message in self.told
+            if isinstance(message, NewTokens)
+            for delta in message.deltas
+            if delta.request_id == request_id
+        ]
+
+    def output(self, request_id):
+        return [token for delta in self.deltas(request_id) for token in unpack(delta.token_ids)]
+
+
+def test_tokens_go_to_the_detokenizer_after_the_announcement():
+    bench = Bench()
+    bench.ask(1, [1, 2, 3], max_new_tokens=5, stop=("x",))
+    bench.run_until_idle()
+    assert bench.told[0] == OpenText(1, ("x",))
+    assert bench.output(1) == expected_output([1, 2, 3], 5)
+    assert bench.deltas(1)[-1].finish == Finish("length", length=5)
+
+
+def test_every_rank_gets_every_plan():
+    bench = Bench(num_workers=3)
+    bench.ask(1, [1, 2, 3], max_new_tokens=5)
+    bench.run_until_idle()
+    assert bench.output(1) == expected_output([1, 2, 3], 5)
+
+
+def test_whoever_asks_for_too_much_hears_back():
+    bench = Bench(num_pages=16)
+    bench.ask(1, list(range(20)))
+    bench.run_until_idle()
+    [delta] = bench.deltas(1)
+    assert delta.finish.status == 400
+    assert "20 tokens" in delta.finish.message
+
+
+def test_an_aborted_request_is_told_to_have_ended():
+    bench = Bench()
+    bench.ask(1, [1, 2, 3], max_new_tokens=50)
+    for _ in range(5):
+        bench.turn()
+    bench.requests.sender.send(Abort(1))
+    bench.requests.sender.send(Abort(99))
+    bench.run_until_idle()
+    assert bench.deltas(1)[-1].finish.status == 499
+    assert not bench.scheduler.batcher.requests
+
+
+def test_a_stop_string_ends_a_request_without_a_word():
+    bench = Bench()
+    bench.ask(1, [1, 2, 3], max_new_tokens=50)
+    for _ in range(5):
+        bench.turn()
+    bench.stops.sender.send(Stop(1))
+    bench.run_until_idle()
+    assert not bench.scheduler.batcher.requests
+    assert all(delta.finish is None for delta in bench.deltas(1))
+    assert bench.scheduler.batcher.totals.num_finished == 1
+
+
+def test_flush_answers_whether_it_flushed():
+    bench = Bench()
+    bench.ask(1, [1, 2, 3], max_new_tokens=5)
+    bench.requests.sender.send(Control(7, "flush_cache"))
+    bench.turn()
+    [refusal] = [message for message in bench.told if isinstance(message, Reply)]
+    assert not refusal.ok
+    bench.run_until_idle()
+    bench.requests.sender.send(Control(8, "flush_cache"))
+    bench.run_until_idle()
+    assert bench.told[-1] == Reply(8, ok=True, text="Cache flushed.")
+    assert bench.scheduler.batcher.store.slots.num_free == 64
+
+
+def test_abort_all_ends_everybody():
+    bench = Bench()
+    for request_id in range(5):
+        bench.ask(request_id, [request_id, 1], max_new_tokens=50)
+    bench.turn()
+    bench.requests.sender.send(Control(1, "abort_all"))
+    bench.run_until_idle()
+    assert bench.told[-1] == Reply(1, ok=True, text="Aborted 5 requests.")
+    assert not bench.scheduler.batcher.requests
+
+
+def test_a_full_ring_to_the_detokenizer_holds_planning_up_and_loses_nothing():
+    bench = Bench(text_room=1)
+    for request_id in range(4):
+        bench.ask(request_id, [request_id, 1, 2], max_new_tokens=10)
+    bench.run_until_idle()
+    for request_id in range(4):
+        assert bench.output(request_id) == expected_output([request_id, 1, 2], 10)
+
+
+def test_the_status_tells_what_runs_and_what_is_used():
+    bench = Bench()
+    bench.ask(1, [1, 2, 3], max_new_tokens=50)
+    bench.turn()
+    status = bench.scheduler.read_status()
+    assert (status.num_running_reqs, status.num_queue_reqs) == (1, 0)
+    assert status.num_used_tokens >= 3
+    assert status.max_total_tokens == 64
+
+
+def test_the_trace_shows_each_step_planned_before_the_last_result(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    bench = Bench(num_pages=300, trace=str(path))
+    bench.ask(1, [1, 2, 3], max_new_tokens=200)
+    bench.run_until_idle()
+    steps = [json.loads(line) for line in path.read_text().splitlines()]
+    early = sum(after["sent"] < step["arrived"] for step, after in itertools.pairwise(steps))
+    assert early >= 0.95 * (len(steps) - 1)
