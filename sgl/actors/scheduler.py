@@ -94,13 +94,11 @@ class Scheduler:
             self.handle(message)
         for result in results:
             self.take(result)
-        was_blocked = self.is_blocked
-        has_planned = self.launch()
         self.send()
-        has_room_again = was_blocked and not self.is_blocked
+        has_planned = self.launch()
         if self.status and (results or requests or has_planned):
             self.status.write(self.read_status())
-        return bool(results or stops or requests or has_planned or has_room_again)
+        return bool(results or stops or requests or has_planned)
 
     def handle(self, message: IngressToScheduler) -> None:
         match message:
