@@ -25,11 +25,11 @@ class StepLog:
     """
 
     def __init__(
-        self, decode_interval: int, trace_path: str | None, clock: Callable[[], float]
+        self, decode_interval: int, trace: BinaryIO | None, clock: Callable[[], float]
     ) -> None:
         self.throughput = 0.0
         self._decode_interval = decode_interval
-        self._trace = _open_trace(trace_path)
+        self._trace = trace
         self._clock = clock
         self._sent: dict[int, tuple[float, int, int]] = {}
         self._num_decodes = 0
@@ -92,7 +92,8 @@ class StepLog:
         )
 
 
-def _open_trace(path: str | None) -> BinaryIO | None:
+def open_trace(path: str | None) -> BinaryIO | None:
+    """The file of --trace-steps; raises ConfigError."""
     try:
         return open(path, "wb") if path else None
     except OSError as error:

@@ -50,10 +50,10 @@ class Attention(nn.Module):
         self.o_proj = RowParallelLinear(num_in, config.hidden_size, placement, config.o_bias)
 
     def forward(self, x_TD: Tensor, angles: Angles, batch: Batch) -> Tensor:
-        num_heads, num_kv_heads = self.spec.num_heads, self.spec.num_kv_heads
-        qkv_TNE = self.qkv_proj(x_TD).view(len(x_TD), -1, self.spec.head_dim)
-        angles.rotate(qkv_TNE[:, : num_heads + num_kv_heads])
-        q_THE, k_TKE, v_TKE = qkv_TNE.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+        H, K, E = self.spec.num_heads, self.spec.num_kv_heads, self.spec.head_dim
+        qkv_TNE = self.qkv_proj(x_TD).view(-1, H + 2 * K, E)
+        angles.rotate(qkv_TNE[:, : H + K])
+        q_THE, k_TKE, v_TKE = qkv_TNE.split((H, K, K), dim=1)
         o_THE = batch.attend(self.layer_id, q_THE, k_TKE, v_TKE)
         return self.o_proj(o_THE.flatten(start_dim=1))
 
