@@ -83,7 +83,6 @@ class Reference:
 
 
 def main() -> None:
-    torch.set_num_threads(2)
     file = Path(demo_model_path())
     reference = Reference(file)
     answers = {}

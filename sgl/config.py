@@ -100,7 +100,7 @@ class ServerConfig:
     )
     max_body_mb: float = flag("largest request body, in MB", default=64.0, low=0.001)
     max_batch_requests: int = flag(
-        "most answers one HTTP call may ask for: prompts times n", default=128, low=1
+        "most answers one HTTP call may ask for: prompts times n", default=2048, low=1
     )
     max_queue_requests: int = flag(
         "requests that may wait before new ones get 503", default=2048, low=1

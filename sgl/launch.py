@@ -88,7 +88,7 @@ def _drain(group: ActorGroup, signals: Signals) -> int:
     config = group.config
     delay = config.drain_delay if signals.received[0] == signal.SIGTERM else 0.0
     logger.info("Stopping: running requests have %g s to finish", config.drain_timeout)
-    group.drain(config.drain_timeout)
+    group.drain(delay, config.drain_timeout)
     deadline = time.monotonic() + delay + config.drain_timeout + DRAIN_GRACE_S
     ingress = group.child("ingress")
     while len(signals.received) < 2 and time.monotonic() < deadline:

@@ -305,8 +305,10 @@ class ActorFailed(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Drain(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Take no new requests, finish the running ones within `timeout_s`, then end."""
+    """Go on for `delay_s`, then take no new requests, finish the running ones within `timeout_s`
+    and end."""
 
+    delay_s: float
     timeout_s: float
 
 

@@ -89,10 +89,7 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, kw_only=True)
         for name, value in known.items():
             if value is None and name not in _NULLABLE:
                 known[name] = _DEFAULTS[name]
-        try:
-            return _strict(known)
-        except msgspec.ValidationError as error:
-            raise InvalidRequestError(f"sampling_params: {error}") from None
+        return _strict(known)
 
     def _check_counts(self) -> None:
         if self.max_new_tokens is not None and not 0 <= self.max_new_tokens <= MAX_INT32:
@@ -130,6 +127,7 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, kw_only=True)
 
 _NULLABLE = ("max_new_tokens", "seed", "logit_bias")
 _DEFAULTS = {field.name: field.default for field in msgspec.structs.fields(SamplingParams)}
+_TYPES = {field.name: field.type for field in msgspec.structs.fields(SamplingParams)}
 _RANGES = (
     ("temperature", 0.0, 1e6),
     ("top_p", 0.0, 1.0),
@@ -142,11 +140,10 @@ _RANGES = (
 
 def _strict(fields: dict[str, Any]) -> SamplingParams:
     """Convert by field name (the struct itself travels as an array, which has no names)."""
-    types = {field.name: field.type for field in msgspec.structs.fields(SamplingParams)}
     values = {}
     for name, value in fields.items():
         try:
-            values[name] = msgspec.convert(value, types[name], str_keys=True)
+            values[name] = msgspec.convert(value, _TYPES[name], str_keys=True)
         except msgspec.ValidationError as error:
             raise InvalidRequestError(f"{name}: {error}", param=name) from None
     return SamplingParams(**values)

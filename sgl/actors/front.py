@@ -20,6 +20,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal, Protocol, assert_never
 
+import msgspec
+
 from sgl.actors.live_requests import LiveRequest, LiveRequests
 from sgl.actors.prompt_encoder import PromptEncoder, TextTokenizer
 from sgl.actors.prompt_limits import PromptLimits
@@ -230,7 +232,9 @@ class Front:
         for answer in answers:
             prompt = prompts[answer.index // call.n]
             request_id = next(self._request_ids)
-            if not self._to_scheduler.put(self._message(request_id, prompt, call)):
+            if not self._to_scheduler.put(
+                self._message(request_id, prompt, call, answer.index % call.n)
+            ):
                 for earlier in sent:
                     self._send_abort(earlier)
                 raise OverloadedError("the engine's queue is full: try again later")
@@ -242,11 +246,13 @@ class Front:
         self.counts.num_prompt_tokens += sum(len(answer.prompt_ids) for answer in answers)
         return running
 
-    def _message(self, request_id: int, prompt: _Prepared, call: GenerationCall) -> Generate:
+    def _message(
+        self, request_id: int, prompt: _Prepared, call: GenerationCall, sample: int
+    ) -> Generate:
         return Generate(
             request_id=request_id,
             prompt_ids=prompt.ids.tobytes(),
-            sampling=prompt.sampling,
+            sampling=_for_sample(prompt.sampling, sample),
             logprobs=prompt.call.logprobs,
             namespace=call.namespace,
             text_interval=self._options.stream_interval if call.stream else 0,
@@ -306,3 +312,10 @@ class Front:
         for request_id, live in self._live:
             live.call.fail(error)
             self._live.forget(request_id)
+
+
+def _for_sample(sampling: SamplingParams, sample: int) -> SamplingParams:
+    """With one seed for n samples each gets its own, or all would be the same."""
+    if sampling.seed is None or sample == 0:
+        return sampling
+    return msgspec.structs.replace(sampling, seed=(sampling.seed + sample) % 2**63)

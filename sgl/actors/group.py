@@ -137,10 +137,10 @@ class ActorGroup:
     def child(self, name: str) -> Child:
         return next(child for child in self.children if child.name == name)
 
-    def drain(self, timeout_s: float) -> None:
-        """Let the ingress finish what runs; it ends by itself then."""
+    def drain(self, delay_s: float, timeout_s: float) -> None:
+        """Let the ingress go on for a while, then finish what runs; it ends by itself then."""
         assert self._to_ingress
-        self._to_ingress.send(Drain(timeout_s))
+        self._to_ingress.send(Drain(delay_s, timeout_s))
 
     def say_last_words(self, reason: str) -> None:
         """Let the ingress tell its clients that the engine is gone."""

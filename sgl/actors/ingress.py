@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 import uvloop
 from aiohttp import web
@@ -33,6 +34,7 @@ from sgl.actors.middlewares import (
     log_requests,
     name_request,
 )
+from sgl.actors.ring import RingCorruptError
 from sgl.actors.routes import Routes, ServedModel, generate_quietly
 from sgl.config import ServerConfig
 from sgl.errors import ConfigError, EngineError
@@ -74,6 +76,7 @@ class Ingress:
         self._is_ending = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._has_tokenizer = model.tokenizer is not None
+        self._has_template = model.chat_template is not None
         access = Access(config.api_key, config.admin_api_key, config.host)
         routes = Routes(
             config,
@@ -115,10 +118,10 @@ class Ingress:
         for message in messages:
             match message:
                 case Drain():
-                    self._spawn_drain(message.timeout_s)
+                    self._spawn_drain(message.timeout_s, message.delay_s)
                 case EngineDied():
                     self._front.engine_died(message.message)
-                    self._spawn_drain(FAREWELL_S, delay_s=0.0)
+                    self._spawn_drain(FAREWELL_S)
                 case _:
                     assert_never(message)
 
@@ -132,8 +135,7 @@ class Ingress:
             self._front.fail_all(EngineError("server_shutdown: the server was stopped"))
         self._is_ending.set()
 
-    def _spawn_drain(self, timeout_s: float, delay_s: float | None = None) -> None:
-        delay_s = self._config.drain_delay if delay_s is None else delay_s
+    def _spawn_drain(self, timeout_s: float, delay_s: float = 0.0) -> None:
         task = asyncio.create_task(self.drain(timeout_s, delay_s))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -161,13 +163,21 @@ class Ingress:
     def _greeting(self, listener: socket.socket) -> str:
         url = f"http://{_reachable(self._config.host)}:{listener.getsockname()[1]}"
         key = ' -H "Authorization: Bearer $API_KEY"' if self._config.api_key else ""
-        prompt = '"text": "The capital of France is"' if self._has_tokenizer else '"input_ids": [0]'
+        path, body = self._example()
         return (
             f"\n  It listens on {url}. Try it:\n\n"
-            f'  curl {url}/generate -H "Content-Type: application/json"{key} \\\n'
-            f"    -d '{{{prompt}, "
-            '"sampling_params": {"temperature": 0, "max_new_tokens": 16}}\'\n'
+            f'  curl {url}{path} -H "Content-Type: application/json"{key} \\\n'
+            f"    -d '{body}'\n"
         )
+
+    def _example(self) -> tuple[str, str]:
+        """A path and a body that show that the model works."""
+        if self._has_template:
+            question = '[{"role": "user", "content": "What is the capital of France?"}]'
+            return "/v1/chat/completions", f'{{"messages": {question}, "temperature": 0}}'
+        prompt = '"text": "The capital of France is"' if self._has_tokenizer else '"input_ids": [0]'
+        sampling = '{"temperature": 0, "max_new_tokens": 16}'
+        return "/generate", f'{{{prompt}, "sampling_params": {sampling}}}'
 
     @web.middleware
     async def _mark_served(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -209,6 +219,7 @@ def run(context: Context) -> None:
 
 async def _run(context: Context) -> None:
     config, loop = context.config, asyncio.get_running_loop()
+    loop.set_exception_handler(_end_if_broken)
     tokenizer = context.load_tokenizer()
     model = ServedModel(
         path=context.bootstrap.paths["model"],
@@ -237,6 +248,14 @@ async def _run(context: Context) -> None:
     context.ready(f"listening on {config.host}, port {config.port}")
     await ingress.serve(listener)
     inbox.close()
+
+
+def _end_if_broken(loop: asyncio.AbstractEventLoop, event: dict[str, Any]) -> None:
+    """A ring that cannot be read is the end of this process; anything else is for the log."""
+    if isinstance(event.get("exception"), RingCorruptError):
+        logger.critical("A ring is broken: %s", event["exception"])
+        os._exit(1)
+    loop.default_exception_handler(event)
 
 
 def _chat_template(name: str | None, tokenizer: Tokenizer | None) -> ChatTemplate | None:

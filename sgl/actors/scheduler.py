@@ -17,7 +17,7 @@ from typing import assert_never, cast
 from sgl.actors.actor import IDLE_WAIT_S, Context
 from sgl.actors.channel import Poller, Receiver, Sender
 from sgl.actors.status_page import SchedulerStatus, StatusPage
-from sgl.actors.step_log import StepLog
+from sgl.actors.step_log import StepLog, open_trace
 from sgl.errors import RequestError
 from sgl.messages import (
     Abort,
@@ -222,7 +222,11 @@ def run(context: Context) -> None:
         results=results,
         workers=[context.sender(f"scheduler->worker{rank}") for rank in range(num_workers)],
         text=text,
-        log=StepLog(context.config.decode_log_interval, context.config.trace_steps, time.monotonic),
+        log=StepLog(
+            context.config.decode_log_interval,
+            open_trace(context.config.trace_steps),
+            time.monotonic,
+        ),
         status=context.status,
     )
     max_tokens = batcher.store.num_pages * batcher.store.page_size

@@ -191,7 +191,9 @@ class Server:
         """A number of /metrics."""
         _, text = self.get("/metrics")
         lines = text.decode().splitlines()
-        return next(float(line.split()[-1]) for line in lines if line.startswith(f"sglang:{name}{{"))
+        return next(
+            float(line.split()[-1]) for line in lines if line.startswith(f"sglang:{name}{{")
+        )
 
     def _call(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
         connection = self.connection()

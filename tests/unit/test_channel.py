@@ -80,7 +80,7 @@ MESSAGES = [
     EngineReady(1000, 500),
     ActorReady(),
     ActorFailed("no such model", is_config=True),
-    Drain(1.5),
+    Drain(0.5, 1.5),
     EngineDied("the worker 0 process ended"),
 ]
 
