@@ -24,7 +24,6 @@ import msgspec
 from sgl.actors.channel import Inbox, Receiver, Sender, TickSender
 from sgl.actors.front import Front, FrontOptions
 from sgl.actors.group import ActorGroup
-from sgl.actors.ring import RingReader, RingWriter
 from sgl.config import ServerConfig
 from sgl.errors import ActorDiedError, EngineError
 from sgl.messages import DetokenizerToIngress, IngressToScheduler
@@ -125,15 +124,17 @@ class Engine:
 
     def _live(self) -> None:
         """The engine's thread. Children die with the thread that started them: it outlives them."""
-        self._group = ActorGroup(self._config, has_ingress=False)
         try:
-            self._loop.run_until_complete(self._run())
+            self._group = ActorGroup(self._config, has_ingress=False)
+            try:
+                self._loop.run_until_complete(self._run())
+            finally:
+                self._group.stop()
         except BaseException as error:
             if self._started.done():
                 raise
             self._started.set_exception(error)
         finally:
-            self._group.stop()
             self._loop.close()
 
     async def _run(self) -> None:
@@ -143,12 +144,15 @@ class Engine:
             self._group.poll(0)
             await asyncio.sleep(POLL_S)
         self._started.set_result(None)
+        watchdog = self._group.watchdog()
         try:
             while not self._stop.is_set():
                 self._group.poll(0)
+                watchdog.check()
                 await self._wait_for_stop(WATCH_EVERY_S)
         except ActorDiedError as error:
             self._front.engine_died(str(error))
+            await asyncio.to_thread(self._group.stop)
             await self._wait_for_stop(None)
         self._front.fail_all(EngineError("the engine was shut down"))
         self._front.close()
@@ -159,10 +163,10 @@ class Engine:
             await asyncio.wait_for(self._stop.wait(), timeout_s)
 
     def _open_front(self) -> None:
-        config, rings = self._config, self._group.rings
+        config, group = self._config, self._group
         model_path, tokenizer_path = self._group.paths["model"], self._group.paths["tokenizer"]
         model = ModelConfig.load(model_path, config.model_overrides)
-        to_scheduler: Sender[IngressToScheduler] = Sender(RingWriter(rings["ingress->scheduler"]))
+        to_scheduler: Sender[IngressToScheduler] = Sender(group.open_writer("ingress->scheduler"))
         self._tokenizer = None if config.skip_tokenizer_init else Tokenizer.load(tokenizer_path)
         self._front = Front(
             TickSender(self._loop, to_scheduler),
@@ -177,7 +181,7 @@ class Engine:
             ),
         )
         self._inbox = Inbox(self._loop)
-        reader = RingReader(rings["detokenizer->ingress"])
+        reader = group.open_reader("detokenizer->ingress")
         self._inbox.add(Receiver(reader, DetokenizerToIngress), self._front.receive)
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:

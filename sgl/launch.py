@@ -17,7 +17,6 @@ from types import FrameType
 
 from sgl.actors.actor import start_log
 from sgl.actors.group import ActorGroup
-from sgl.actors.watchdog import Watchdog
 from sgl.config import ServerConfig
 from sgl.errors import ActorDiedError
 
@@ -67,14 +66,11 @@ def serve(config: ServerConfig) -> int:
 
 def _watch(group: ActorGroup, signals: Signals) -> None:
     """Return when a signal came; raises ActorDiedError when an actor ended or stands still."""
-    watchdog = Watchdog(group.status, group.names, group.config.watchdog_timeout, time.monotonic)
+    watchdog = group.watchdog()
     warned: list[str] = []
     while not signals.received:
         group.poll(WATCH_EVERY_S, [signals.fd])
-        if stalled := watchdog.stalled():
-            raise ActorDiedError(
-                f"{', '.join(stalled)} made no progress for {group.config.watchdog_timeout:g} s"
-            )
+        watchdog.check()
         suspects = watchdog.stalled(share=0.5)
         if new := [name for name in suspects if name not in warned]:
             logger.warning("%s makes no progress; the stacks of its threads:", ", ".join(new))

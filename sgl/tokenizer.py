@@ -11,26 +11,17 @@ which `decode` drops and the table keeps, because a continuation needs it ("I" +
 from __future__ import annotations
 
 import json
-import mmap
-import struct
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-from tokenizers import (
-    AddedToken,
-    Regex,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-)
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
 
 from sgl.errors import ConfigError, InvalidRequestError
+from sgl.gguf_vocabulary import GgufVocabulary
 
 ALWAYS_ENDS = ("<|eom_id|>",)  # Llama 3 ends a message with it, and no config file says so
 
@@ -262,146 +253,14 @@ def _from_transformers(folder: Path, **options: str) -> Tokenizer:
     )
 
 
-_GPT2 = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
-_SINGLE_DIGITS = [pre_tokenizers.Digits(individual_digits=True), *_GPT2]
-
-
-def _split_by(digits: str) -> list[Any]:
-    pattern = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + r"| ?[^\s\p{L}\p{N}]+"
-        r"[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-    return [
-        pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ]
-
-
-class _PreTokenizer(NamedTuple):
-    """How text is cut before byte-pair encoding, by the name GGUF files have for it."""
-
-    steps: list[Any]
-    has_nfc: bool = False
-    ignores_merges: bool = False
-    adds_bos: bool = False
-
-
-_LLAMA_3 = _PreTokenizer(_split_by(r"\p{N}{1,3}"), ignores_merges=True, adds_bos=True)
-_QWEN_2 = _PreTokenizer(_split_by(r"\p{N}"), has_nfc=True)
-PRE_TOKENIZERS = {
-    "gpt-2": _PreTokenizer(_GPT2),
-    "smollm": _PreTokenizer(_SINGLE_DIGITS),
-    "starcoder": _PreTokenizer(_SINGLE_DIGITS),
-    "llama-bpe": _LLAMA_3,
-    "llama3": _LLAMA_3,
-    "llama-v3": _LLAMA_3,
-    "qwen2": _QWEN_2,
-    "deepseek-r1-qwen": _QWEN_2,
-}
-_CONTROL, _USER_DEFINED = 3, 4  # GGUF token types: written for the model; written by people
-
-
 def _from_gguf(file: Path) -> Tokenizer:
-    metadata = read_gguf_metadata(file)
-    keys = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
-    if "tokens" not in keys:
-        raise ConfigError(f"{file} has no tokenizer: give --tokenizer-path the original folder")
-    if keys.get("model") != "gpt2":
+    vocabulary = GgufVocabulary(file)
+    if not vocabulary.is_byte_level:
         return _from_transformers(file.parent, gguf_file=file.name)
-    tokens: list[str] = keys["tokens"]
-    ends = [keys[name] for name in _GGUF_ENDS if name in keys]
     return Tokenizer(
-        _byte_level_tokenizer(tokens, keys, file),
-        bos_token=_token_at(tokens, keys.get("bos_token_id")),
-        eos_token=_token_at(tokens, keys.get("eos_token_id")),
-        eos_ids=ends,
-        chat_template=metadata.get("tokenizer.chat_template"),
+        vocabulary.byte_level_tokenizer(),
+        bos_token=vocabulary.special_token("bos"),
+        eos_token=vocabulary.special_token("eos"),
+        eos_ids=vocabulary.end_ids,
+        chat_template=vocabulary.chat_template,
     )
-
-
-_GGUF_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
-
-
-def _token_at(tokens: Sequence[str], token_id: int | None) -> str:
-    return "" if token_id is None else tokens[token_id]
-
-
-def _byte_level_tokenizer(
-    tokens: Sequence[str], keys: Mapping[str, Any], file: Path
-) -> FastTokenizer:
-    name = keys.get("pre", "gpt-2")
-    if name not in PRE_TOKENIZERS:
-        raise ConfigError(
-            f"{file.name} cuts its text by {name!r}, we know {', '.join(sorted(PRE_TOKENIZERS))}: "
-            "give --tokenizer-path the folder of the original model"
-        )
-    pre = PRE_TOKENIZERS[name]
-    vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
-    merges = [tuple(merge.split(" ", 1)) for merge in keys["merges"]]
-    fast = FastTokenizer(models.BPE(vocabulary, merges, ignore_merges=pre.ignores_merges))
-    fast.pre_tokenizer = pre_tokenizers.Sequence(pre.steps)
-    fast.decoder = decoders.ByteLevel()
-    if pre.has_nfc:
-        fast.normalizer = normalizers.NFC()
-    types = keys.get("token_type", ())
-    for kind, is_special in ((_CONTROL, True), (_USER_DEFINED, False)):
-        added = [token for token, type_ in zip(tokens, types, strict=False) if type_ == kind]
-        fast.add_tokens([AddedToken(it, special=is_special, normalized=False) for it in added])
-    if keys.get("add_bos_token", pre.adds_bos):
-        bos = tokens[keys["bos_token_id"]]
-        fast.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, keys["bos_token_id"])]
-        )
-    return fast
-
-
-def read_gguf_metadata(file: Path) -> dict[str, Any]:
-    """The key-value part of a GGUF file: some 50 ms, where `gguf.GGUFReader` needs seconds."""
-    try:
-        with (
-            file.open("rb") as opened,
-            mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        ):
-            return _GgufCursor(data).read_metadata()
-    except (struct.error, ValueError, LookupError) as error:
-        raise ConfigError(f"{file} is not a whole GGUF file: {error}") from None
-
-
-_GGUF_NUMBERS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
-_GGUF_STRING, _GGUF_ARRAY = 8, 9
-
-
-class _GgufCursor:
-    """Reads values one after the other; all numbers are little-endian."""
-
-    def __init__(self, data: mmap.mmap) -> None:
-        self._data = data
-        self._offset = 0
-
-    def read_metadata(self) -> dict[str, Any]:
-        magic, version, _, num_keys = self._numbers("4sIQQ")
-        if magic != b"GGUF" or version < 2:
-            raise ValueError(f"it begins with {magic!r} and version {version}")
-        return {self._string(): self._value(self._numbers("I")[0]) for _ in range(num_keys)}
-
-    def _numbers(self, layout: str) -> tuple[Any, ...]:
-        values = struct.unpack_from("<" + layout, self._data, self._offset)
-        self._offset += struct.calcsize("<" + layout)
-        return values
-
-    def _string(self) -> str:
-        [length] = self._numbers("Q")
-        start, self._offset = self._offset, self._offset + length
-        if self._offset > len(self._data):
-            raise ValueError("it ends inside a string")
-        return self._data[start : self._offset].decode()
-
-    def _value(self, kind: int) -> Any:
-        if kind == _GGUF_STRING:
-            return self._string()
-        if kind != _GGUF_ARRAY:
-            return self._numbers(_GGUF_NUMBERS[kind])[0]
-        kind, length = self._numbers("IQ")
-        if kind in _GGUF_NUMBERS:
-            return list(self._numbers(f"{length}{_GGUF_NUMBERS[kind]}"))
-        return [self._value(kind) for _ in range(length)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from array import array
 
-from sgl.messages import NewRow, StepPlan, StepResult, pack, unpack
+from sgl.messages import Chunk, NewRow, StepPlan, StepResult, pack, unpack
 
 VOCAB = 50
 
@@ -40,6 +40,12 @@ class FakeWorker:
 
     def run(self, plan: StepPlan) -> StepResult:
         self.num_steps += 1
+        self._change_rows(plan)
+        sampled = [self._decode(row) for row in self.decode_rows]
+        sampled += [token for chunk in plan.chunks if (token := self._prefill(chunk)) is not None]
+        return StepResult(plan.step, pack(sampled))
+
+    def _change_rows(self, plan: StepPlan) -> None:
         for row in unpack(plan.released):
             del self.pages[row], self.tokens[row]
         for new in plan.admitted:
@@ -52,19 +58,18 @@ class FakeWorker:
         if plan.page_ids:
             for row, page in zip(page_rows, unpack(plan.page_ids), strict=True):
                 self.pages[row].append(page)
-        sampled = []
-        for row in self.decode_rows:
-            self._compute(row, len(self.tokens[row]) - 1)
-            sampled.append(self._sample(row))
-        for chunk in plan.chunks:
-            known = self.tokens[chunk.row]
-            assert chunk.start == len(known), "a chunk does not begin where the last one ended"
-            known += unpack(chunk.token_ids)
-            for position in range(chunk.start, len(known)):
-                self._compute(chunk.row, position)
-            if chunk.is_last:
-                sampled.append(self._sample(chunk.row))
-        return StepResult(plan.step, pack(sampled))
+
+    def _decode(self, row: int) -> int:
+        self._compute(row, len(self.tokens[row]) - 1)
+        return self._sample(row)
+
+    def _prefill(self, chunk: Chunk) -> int | None:
+        known = self.tokens[chunk.row]
+        assert chunk.start == len(known), "a chunk does not begin where the last one ended"
+        known += unpack(chunk.token_ids)
+        for position in range(chunk.start, len(known)):
+            self._compute(chunk.row, position)
+        return self._sample(chunk.row) if chunk.is_last else None
 
     def _admit(self, new: NewRow) -> None:
         assert new.row not in self.pages, f"row {new.row} was not given up"

@@ -92,7 +92,8 @@ PROMPTS = {
     "unicode-chinese": "北京是中国的首都。上海是",
     "unicode-japanese": "むかしむかし、あるところに、おじいさんと",
     "unicode-korean-arabic": "안녕하세요, 반갑습니다. مرحبا بالعالم. שלום",
-    "unicode-combining": "e\u0301 n\u0303 a\u0308 \u200b zero\u200dwidth \ufeff and \U0001d4d0 maths ∑∫√≠",
+    "unicode-combining": "e\u0301 n\u0303 a\u0308 \u200b zero\u200dwidth \ufeff and \U0001d4d0 "
+    "maths ∑∫√≠",
     "unicode-cyrillic": "Москва — столица России, а Киев — столица",
     "code-python": "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
     "code-c": "#include <stdio.h>\n\nint main(void) {\n\tfor (int i = 0; i < 10; i++) {\n",

@@ -88,17 +88,16 @@ def write_checkpoint(folder: Path, **changes: object) -> dict[str, Tensor]:
 
 @dataclass
 class DenseBatch:
-    """One sequence from its start; every row's logits are wanted."""
+    """One sequence from its start."""
 
     token_ids_T: Tensor
     positions_T: Tensor
-    logit_rows: Tensor
     layers: Sequence[AttentionSpec]
 
     @classmethod
     def of(cls, model: CausalLM, token_ids: Sequence[int]) -> DenseBatch:
-        rows = torch.arange(len(token_ids))
-        return cls(torch.tensor(token_ids), rows, rows, model.attention_layers)
+        positions_T = torch.arange(len(token_ids))
+        return cls(torch.tensor(token_ids), positions_T, model.attention_layers)
 
     def attend(self, layer_id: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
         spec = self.layers[layer_id]
@@ -124,4 +123,4 @@ def loaded(path: Path, tp: TensorParallel | None = None, **options: object) -> C
 @torch.inference_mode()
 def sequence_logits(model: CausalLM, token_ids: Sequence[int]) -> Tensor:
     """Logits at every position of one sequence."""
-    return model(DenseBatch.of(model, token_ids))
+    return model.logits(model.hidden(DenseBatch.of(model, token_ids)))

@@ -1,15 +1,14 @@
 """How an actor's process begins, works and ends.
 
-    supervisor ── python -m sgl.actors.actor NAME FD ──▶ main: dies with its parent,
-               ── memfd FD: Bootstrap (JSON) ─────────▶ reads its bootstrap, runs its module
-               ◀─ ring: ActorReady or ActorFailed ─────
+    supervisor ── python -m sgl.actors KIND FD PARENT ──▶ __main__: dies with its parent
+               ── memfd FD: Bootstrap (JSON) ───────────▶ main: reads it, runs the module
+               ◀─ ring: ActorReady or ActorFailed ───────
 
 An actor inherits the descriptors of its rings and nothing else: no names, no sockets, no pickles.
 """
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import logging
 import os
@@ -39,7 +38,6 @@ ACTORS = {
     "detokenizer": "sgl.actors.detokenizer",
     "ingress": "sgl.actors.ingress",
 }
-PR_SET_PDEATHSIG = 1
 IDLE_WAIT_S = 1.0  # an idle actor looks around once a second, to show that it lives
 
 
@@ -48,7 +46,8 @@ class Bootstrap(msgspec.Struct, frozen=True, kw_only=True):
 
     rings  name of the channel -> numbers of its `RingHandle`
     rank   of a worker
-    paths  model, tokenizer, rendezvous: found once by the supervisor
+    paths  model, tokenizer: found once by the supervisor
+    rendezvous_fd  an empty file where the ranks meet
     """
 
     name: str
@@ -57,6 +56,7 @@ class Bootstrap(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, Any]
     rings: dict[str, list[int]]
     status_fd: int
+    rendezvous_fd: int
     actor_names: list[str]
     paths: dict[str, str]
     device: Device
@@ -77,7 +77,7 @@ class Bootstrap(msgspec.Struct, frozen=True, kw_only=True):
 
     def inherited_fds(self) -> list[int]:
         rings = [RingHandle.from_list(numbers) for numbers in self.rings.values()]
-        return [self.status_fd, *(fd for ring in rings for fd in ring.fds())]
+        return [self.status_fd, self.rendezvous_fd, *(fd for ring in rings for fd in ring.fds())]
 
 
 class Context:
@@ -142,11 +142,9 @@ class Context:
         return RingHandle.from_list(self.bootstrap.rings[ring])
 
 
-def main() -> None:
-    """Entry of every actor's process."""
-    kind, fd = sys.argv[1], int(sys.argv[2])
-    bootstrap = Bootstrap.read(fd)
-    _die_with_parent(bootstrap.parent_pid)
+def main(kind: str, bootstrap_fd: int) -> None:
+    """An actor's process, from its bootstrap to its end."""
+    bootstrap = Bootstrap.read(bootstrap_fd)
     _set_title(bootstrap.name)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     context = Context(bootstrap)
@@ -178,18 +176,7 @@ def config_fields(config: ServerConfig) -> dict[str, Any]:
     return asdict(config)
 
 
-def _die_with_parent(parent_pid: int) -> None:
-    """The kernel kills this process when its parent ends, however that comes about."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        sys.exit(1)
-
-
 def _set_title(name: str) -> None:
     from setproctitle import setproctitle
 
     setproctitle(f"sgl::{name}")
-
-
-if __name__ == "__main__":
-    main()

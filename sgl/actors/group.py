@@ -2,10 +2,13 @@
 
     start ──▶ rings, status page ──▶ worker 0 … n, scheduler, detokenizer, ingress
     poll ───▶ each says ActorReady, or why it cannot work
-    stop ───▶ the last started ends first; no process, folder or descriptor is left
+    stop ───▶ the last started ends first; no process or descriptor is left
+
+Nothing here has a name in a file system, not even the store where the ranks meet: a group that is
+killed, in whatever way and at whatever moment, leaves nothing to clean up.
 
 Without an ingress the caller (`sgl.Engine`) holds its ends of the rings. Children die with this
-process, whatever kills it (see `actor.py`).
+process, whatever kills it (see `__main__.py`).
 """
 
 from __future__ import annotations
@@ -14,15 +17,13 @@ import logging
 import os
 import random
 import select
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import assert_never
@@ -31,6 +32,7 @@ from sgl.actors.actor import Bootstrap
 from sgl.actors.channel import Receiver, Sender
 from sgl.actors.ring import RingHandle, RingReader, RingWriter
 from sgl.actors.status_page import StatusPage
+from sgl.actors.watchdog import Watchdog
 from sgl.config import Device, ServerConfig
 from sgl.errors import ActorDiedError, ConfigError
 from sgl.hardware import choose_device, num_usable_cores
@@ -83,7 +85,10 @@ class ActorGroup:
         ingress = ["ingress"] if has_ingress else []
         self.names = [*workers, "scheduler", "detokenizer", *ingress]
         self.status = StatusPage.create(self.names)
-        self._folder: Path | None = None
+        self._rendezvous_fd = os.memfd_create("sgl-rendezvous", os.MFD_CLOEXEC)
+        self._descriptors = ExitStack()  # closes all that this group opened
+        self._descriptors.callback(os.close, self.status.fd)
+        self._descriptors.callback(os.close, self._rendezvous_fd)
         self._to_ingress: Sender[SupervisorToIngress] | None = None
 
     @property
@@ -100,13 +105,11 @@ class ActorGroup:
         _check_model(config, model_path)
         if "ingress" in self.names:
             _check_port(config)
-        self._folder = _make_private_folder()
-        self.rings = {ring: RingHandle.create() for ring in self._ring_names()}
-        self._to_ingress = Sender(RingWriter(self.rings["supervisor->ingress"]))
+        self.rings = {ring: self._make_ring() for ring in self._ring_names()}
+        self._to_ingress = Sender(self.open_writer("supervisor->ingress"))
         self.paths = {
             "model": model_path,
             "tokenizer": resolve_tokenizer_path(config, model_path),
-            "rendezvous": str(self._folder / "rendezvous"),
         }
         seed = random.getrandbits(62) if config.random_seed is None else config.random_seed
         for name in self.names:
@@ -131,8 +134,22 @@ class ActorGroup:
                 self._take_report(child, report)
             if has_ended:
                 raise ActorDiedError(child.describe_end())
-        if self._folder and self.is_ready:
-            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def open_writer(self, ring: str) -> RingWriter:
+        """The writing end of a ring, for as long as the group lives."""
+        writer = RingWriter(self.rings[ring])
+        self._descriptors.callback(writer.close)
+        return writer
+
+    def open_reader(self, ring: str) -> RingReader:
+        """The reading end of a ring, for as long as the group lives."""
+        reader = RingReader(self.rings[ring])
+        self._descriptors.callback(reader.close)
+        return reader
+
+    def watchdog(self) -> Watchdog:
+        """Made once the group is ready: a start may take longer than a turn."""
+        return Watchdog(self.status, self.names, self.config.watchdog_timeout, time.monotonic)
 
     def child(self, name: str) -> Child:
         return next(child for child in self.children if child.name == name)
@@ -167,11 +184,7 @@ class ActorGroup:
             except subprocess.TimeoutExpired:
                 child.process.kill()  # stopped processes take no other signal
                 child.process.wait()
-            os.close(child.pidfd)
-        for ring in self.rings.values():
-            ring.close()
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._descriptors.close()
         self.children, self.rings = [], {}
 
     def _take_report(self, child: Child, report: ActorToSupervisor) -> None:
@@ -185,6 +198,11 @@ class ActorGroup:
                 raise ActorDiedError(f"the {child.name} process failed:\n{report.message}")
             case _:
                 assert_never(report)
+
+    def _make_ring(self) -> RingHandle:
+        handle = RingHandle.create()
+        self._descriptors.callback(handle.close)
+        return handle
 
     def _ring_names(self) -> list[str]:
         to_workers = [f"scheduler->{name}" for name in self.names if name.startswith("worker")]
@@ -210,6 +228,7 @@ class ActorGroup:
             config=asdict(self.config),
             rings={ring: handle.to_list() for ring, handle in own.items()},
             status_fd=self.status.fd,
+            rendezvous_fd=self._rendezvous_fd,
             actor_names=self.names,
             paths=self.paths,
             device=device,
@@ -218,16 +237,19 @@ class ActorGroup:
         )
         fd = bootstrap.to_memfd()
         process = subprocess.Popen(
-            [sys.executable, "-m", "sgl.actors.actor", kind, str(fd)],
+            [sys.executable, "-m", "sgl.actors", kind, str(fd), str(os.getpid())],
             pass_fds=[fd, *bootstrap.inherited_fds()],
             stdin=subprocess.DEVNULL,
             env=_environment(),
             process_group=0,  # Ctrl-C in a terminal is for the supervisor alone
         )
         os.close(fd)
-        reader = RingReader(own[f"{name}->supervisor"])
-        reports: Receiver[ActorToSupervisor] = Receiver(reader, ActorToSupervisor)
-        return Child(name, process, os.pidfd_open(process.pid), reports)
+        pidfd = os.pidfd_open(process.pid)
+        self._descriptors.callback(os.close, pidfd)
+        reports: Receiver[ActorToSupervisor] = Receiver(
+            self.open_reader(f"{name}->supervisor"), ActorToSupervisor
+        )
+        return Child(name, process, pidfd, reports)
 
 
 def _environment() -> dict[str, str]:
@@ -236,13 +258,6 @@ def _environment() -> dict[str, str]:
     path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
     defaults = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "MALLOC_ARENA_MAX": "2"}
     return defaults | os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-
-
-def _make_private_folder() -> Path:
-    """For the ranks to meet in; gone as soon as they have."""
-    parent = os.environ.get("XDG_RUNTIME_DIR")
-    is_usable = parent is not None and os.access(parent, os.W_OK)
-    return Path(tempfile.mkdtemp(prefix="sgl-", dir=parent if is_usable else None))
 
 
 def _check_model(config: ServerConfig, model_path: str) -> None:

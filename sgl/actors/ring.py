@@ -9,7 +9,7 @@
 
               writer ── data eventfd:   + records published ──▶ reader
               writer ◀── credit eventfd: + bytes freed ──────── reader
-              writer ── socket: descriptors of large bodies ──▶ reader
+              writer ── socket: large bodies, as parcels ──────▶ reader
 
 The memory is one sealed memfd: it has no name that could be left behind, and nobody can shrink it.
 Each side keeps its cursor to itself. The writer copies records into bytes it knows to be free and
@@ -25,9 +25,9 @@ instruction has therefore published whole records or nothing.
 
 A record never wraps. Where it does not fit before the end, a pad record (not counted, with the
 sequence number of the record that follows) fills the rest and it starts at 0; a rest too short for
-a header is skipped by both sides. A body too long for the ring travels in a memfd of its own, sent
-over the socket before its record is published, so order is kept; the record's body is then the
-length. How many such bodies are on their way, and how many bytes, is bounded.
+a header is skipped by both sides. A body too long for the ring is sent as a parcel over the socket
+before its record is published, so order is kept; the record's body is then the length of the other
+(see ring_parcels.py).
 
 Credit is returned in batches of a quarter of the capacity. What is held back blocks nobody: a
 record takes at most 3/8 and wastes less than that before the end, which fits into the other 3/4.
@@ -35,36 +35,36 @@ record takes at most 3/8 and wastes less than that before the end, which fits in
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import mmap
 import os
 import socket
 import struct
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
+from sgl.actors.ring_parcels import (
+    MAX_PARCEL_BYTES,
+    ParcelLostError,
+    ParcelReceiver,
+    ParcelSender,
+)
 from sgl.errors import SglError
 
 HEADER_LEN = 16
 MIN_CAPACITY = 256
 MAX_INSIDE_LEN = 64 * 1024
-MAX_OUTSIDE_BODIES = 64
-MAX_OUTSIDE_BYTES = 256 * 1024 * 1024
 
 _HEADER = struct.Struct("<IIII")  # length, kind, sequence number, check
 _write_header, _read_header = _HEADER.pack_into, _HEADER.unpack_from
 _INSIDE = 0x0000_0001  # the kind holds the type in its low half and the flags in its high half
-_OUTSIDE = 0x0001_0001
+_PARCEL = 0x0001_0001
 _PAD = 0x0000_0002
-_OUTSIDE_LEN = struct.Struct("<Q")  # the body of an outside record
-_OUTSIDE_RECORD_LEN = HEADER_LEN + _OUTSIDE_LEN.size
-_LABEL = struct.Struct("<QQ")  # sent with a descriptor: number of the record, length of the body
-_DESCRIPTOR = struct.Struct("=i")
+_PARCEL_LEN = struct.Struct("<Q")  # all that is in the record of a parcel
+_PARCEL_RECORD_LEN = HEADER_LEN + _PARCEL_LEN.size
 _U32 = 0xFFFF_FFFF
+_OVERWRITTEN = "something else than its writer wrote there"
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-_READER_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ECONNREFUSED)
 
 
 class RingCorruptError(SglError):
@@ -123,7 +123,7 @@ class WriterStatistics:
     num_published: int
     num_refused: int
     num_bytes_used: int
-    num_outside_bytes: int
+    num_parcel_bytes: int
     capacity: int
 
 
@@ -139,16 +139,13 @@ class ReaderStatistics:
 class RingWriter:
     """The writing end. A record that was put is invisible to the reader until `flush`."""
 
-    def __init__(self, handle: RingHandle, max_outside_bytes: int = MAX_OUTSIDE_BYTES) -> None:
+    def __init__(self, handle: RingHandle, max_parcel_bytes: int = MAX_PARCEL_BYTES) -> None:
         self._memory = _map(handle, mmap.PROT_READ | mmap.PROT_WRITE)
         self._data_fd = os.dup(handle.data_fd)
         self._credit_fd = os.dup(handle.credit_fd)
-        self._socket = _open_socket(handle.writer_socket_fd)
+        self._parcels = ParcelSender(handle.writer_socket_fd, max_parcel_bytes)
         self._capacity = handle.capacity
         self._max_inside_len = min(MAX_INSIDE_LEN, (handle.capacity * 3 // 8 & -8) - HEADER_LEN)
-        self._max_outside_bytes = max_outside_bytes
-        self._outside: deque[tuple[int, int]] = deque()  # bodies in flight: end of record, length
-        self._num_outside_bytes = 0
         self._num_written = 0  # bytes since the ring was made, as are those freed
         self._num_freed = 0
         self._num_records = 0
@@ -189,7 +186,7 @@ class RingWriter:
 
     def close(self) -> None:
         self._memory.close()
-        self._socket.close()
+        self._parcels.close()
         os.close(self._data_fd)
         os.close(self._credit_fd)
 
@@ -200,14 +197,14 @@ class RingWriter:
             num_published=self._num_published,
             num_refused=self._num_refused,
             num_bytes_used=self._num_written - self._num_freed,
-            num_outside_bytes=self._num_outside_bytes,
+            num_parcel_bytes=self._parcels.num_bytes,
             capacity=self._capacity,
         )
 
     def _put_with_care(self, body: bytes, record_len: int) -> bool:
         """Put a body that is large, or does not fit before the end or into what is known free."""
         if len(body) > self._max_inside_len:
-            is_put = self._put_outside(body)
+            is_put = self._put_parcel(body)
         elif is_put := self._make_room(record_len):
             self._write(body, _INSIDE)
         if not is_put:
@@ -248,45 +245,16 @@ class RingWriter:
 
     def _collect_credit(self) -> None:
         self._num_freed += _take(self._credit_fd)
-        while self._outside and self._outside[0][0] <= self._num_freed:
-            _, body_len = self._outside.popleft()
-            self._num_outside_bytes -= body_len
+        self._parcels.forget_read(self._num_freed)
 
-    def _put_outside(self, body: bytes) -> bool:
-        if not (
-            self._has_room_outside(len(body))
-            and self._make_room(_OUTSIDE_RECORD_LEN)
-            and self._send_outside(body)
-        ):
-            return False
-        self._write(_OUTSIDE_LEN.pack(len(body)), _OUTSIDE)
-        self._outside.append((self._num_written, len(body)))
-        self._num_outside_bytes += len(body)
-        return True
-
-    def _has_room_outside(self, body_len: int) -> bool:
-        """A body over the limit may travel alone: every message can be sent."""
+    def _put_parcel(self, body: bytes) -> bool:
         self._collect_credit()
-        return not self._outside or (
-            len(self._outside) < MAX_OUTSIDE_BODIES
-            and self._num_outside_bytes + body_len <= self._max_outside_bytes
-        )
-
-    def _send_outside(self, body: bytes) -> bool:
-        fd = os.memfd_create("sgl-body", os.MFD_CLOEXEC)
-        try:
-            _write_all(fd, body)
-            label = _LABEL.pack(self._num_records, len(body))
-            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(fd))
-            self._socket.sendmsg([label], [rights], socket.MSG_DONTWAIT)
-        except OSError as error:
-            # Both pass: the queue of the socket, or of descriptors in flight, is at its limit.
-            # A reader that is gone looks like one that is slow; who watches its pidfd learns more.
-            if error.errno in (errno.EAGAIN, errno.ETOOMANYREFS, *_READER_GONE):
-                return False
-            raise
-        finally:
-            os.close(fd)
+        if not (self._parcels.has_room(len(body)) and self._make_room(_PARCEL_RECORD_LEN)):
+            return False
+        record_end = self._num_written + _PARCEL_RECORD_LEN
+        if not self._parcels.send(body, self._num_records, record_end):
+            return False
+        self._write(_PARCEL_LEN.pack(len(body)), _PARCEL)
         return True
 
 
@@ -297,7 +265,7 @@ class RingReader:
         self._memory = _map(handle, mmap.PROT_READ)
         self._data_fd = os.dup(handle.data_fd)
         self._credit_fd = os.dup(handle.credit_fd)
-        self._socket = _open_socket(handle.reader_socket_fd)
+        self._parcels = ParcelReceiver(handle.reader_socket_fd)
         self._capacity = handle.capacity
         self._credit_batch = handle.capacity // 4
         self._num_read = 0  # bytes since the ring was made, as are those given back
@@ -344,7 +312,7 @@ class RingReader:
 
     def close(self) -> None:
         self._memory.close()
-        self._socket.close()
+        self._parcels.close()
         os.close(self._data_fd)
         os.close(self._credit_fd)
 
@@ -360,7 +328,7 @@ class RingReader:
             body_len, kind = self._header_at(start)
         body = self._memory[start + HEADER_LEN : start + HEADER_LEN + body_len]
         if kind != _INSIDE:
-            body = self._receive_outside(start, kind, body)
+            body = self._receive_parcel(start, kind, body)
         self._num_records += 1
         self._num_read += (HEADER_LEN + body_len + 7) & -8
         self._return_credit()
@@ -380,50 +348,28 @@ class RingReader:
             raise self._corrupt(start)
         return body_len, kind
 
-    def _receive_outside(self, start: int, kind: int, record: bytes) -> bytes:
-        if kind != _OUTSIDE or len(record) != _OUTSIDE_LEN.size:
+    def _receive_parcel(self, start: int, kind: int, record: bytes) -> bytes:
+        if kind != _PARCEL or len(record) != _PARCEL_LEN.size:
             raise self._corrupt(start)
-        (body_len,) = _OUTSIDE_LEN.unpack(record)
-        fd = self._receive_descriptor(start, _LABEL.pack(self._num_records, body_len))
+        (body_len,) = _PARCEL_LEN.unpack(record)
         try:
-            return _read_all(fd, body_len)
-        finally:
-            os.close(fd)
-
-    def _receive_descriptor(self, start: int, expected_label: bytes) -> int:
-        flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-        try:
-            label, ancillary, _, _ = self._socket.recvmsg(
-                _LABEL.size, socket.CMSG_LEN(_DESCRIPTOR.size), flags
-            )
-        except BlockingIOError:
-            raise self._corrupt(start) from None
-        if label != expected_label:
-            raise self._corrupt(start)
-        if not ancillary:
-            raise OSError(errno.EMFILE, "no descriptor left for a large message: raise `ulimit -n`")
-        (fd,) = _DESCRIPTOR.unpack(ancillary[0][2])
-        return int(fd)
+            return self._parcels.receive(self._num_records, body_len)
+        except ParcelLostError as error:
+            raise self._corrupt(start, str(error)) from None
 
     def _return_credit(self) -> None:
         os.eventfd_write(self._credit_fd, self._num_read - self._num_returned)
         self._num_returned = self._num_read
 
-    def _corrupt(self, start: int) -> RingCorruptError:
+    def _corrupt(self, start: int, reason: str = _OVERWRITTEN) -> RingCorruptError:
         header = bytes(self._memory[start : start + HEADER_LEN]).hex(" ", 4)
-        return RingCorruptError(
-            f"record {self._num_records} at byte {start} of a ring has the header {header}: "
-            "something else than its writer wrote there"
-        )
+        record = f"record {self._num_records} at byte {start} of a ring"
+        return RingCorruptError(f"{record} has the header {header}: {reason}")
 
 
 def _map(handle: RingHandle, protection: int) -> mmap.mmap:
     flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
     return mmap.mmap(handle.memory_fd, handle.capacity, flags=flags, prot=protection)
-
-
-def _open_socket(fd: int) -> socket.socket:
-    return socket.socket(fileno=os.dup(fd))
 
 
 def _take(eventfd: int) -> int:
@@ -432,20 +378,3 @@ def _take(eventfd: int) -> int:
         return os.eventfd_read(eventfd)
     except BlockingIOError:
         return 0
-
-
-def _write_all(fd: int, body: bytes) -> None:
-    rest = memoryview(body)
-    while rest:  # one call writes at most 2 GiB
-        rest = rest[os.write(fd, rest) :]
-
-
-def _read_all(fd: int, body_len: int) -> bytes:
-    parts: list[bytes] = []
-    num_read = 0
-    while num_read < body_len:
-        parts.append(part := os.pread(fd, body_len - num_read, num_read))
-        if not part:
-            raise RingCorruptError(f"a body of {body_len} bytes ended after {num_read}")
-        num_read += len(part)
-    return b"".join(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from sgl.actors.status_page import StatusPage
+from sgl.errors import ActorDiedError
 
 
 class Watchdog:
@@ -17,6 +18,11 @@ class Watchdog:
         self._timeout_s = timeout_s
         self._clock = clock
         self._seen = {name: (status.progress(name), clock()) for name in names}
+
+    def check(self) -> None:
+        """Raises ActorDiedError when an actor stands still."""
+        if stalled := self.stalled():
+            raise ActorDiedError(f"{', '.join(stalled)} made no progress for {self._timeout_s:g} s")
 
     def stalled(self, share: float = 1.0) -> list[str]:
         """Actors without progress for `share` of the timeout; none where the timeout is 0."""

@@ -45,12 +45,14 @@ class Worker:
         self.plans = plans
         self.results = results
         self.outputs: queue.SimpleQueue[StepOutput | StepResult] | None = None
+        self.sender = threading.Thread(target=self._send_when_ready, name="results", daemon=True)
         if results and runner.table.device.type == "cuda":
             self.outputs = queue.SimpleQueue()
-            threading.Thread(target=self._send_when_ready, name="results", daemon=True).start()
+            self.sender.start()
 
     def turn(self) -> bool:
         """Once around the loop; False means no plan was there."""
+        assert self.outputs is None or self.sender.is_alive(), "a step failed: see the log above"
         plans = self.plans.receive()
         for plan in plans:
             self._deliver(self._run(plan))
@@ -74,6 +76,7 @@ class Worker:
 
     def _send_when_ready(self) -> None:
         assert self.outputs is not None
+        torch.cuda.set_device(self.runner.table.device)  # each thread has its own
         while True:
             self._send(self.outputs.get())
 
@@ -102,7 +105,7 @@ def run(context: Context) -> None:
         context.bootstrap.rank,
         context.config.tp_size,
         device=device,
-        rendezvous=f"file://{context.bootstrap.paths['rendezvous']}",
+        rendezvous=f"file:///proc/self/fd/{context.bootstrap.rendezvous_fd}",
     )
     started = time.monotonic()
     model, config = load_model(
@@ -139,6 +142,7 @@ def _open_device(context: Context) -> torch.device:
         return torch.device("cpu")
     device = torch.device("cuda", context.config.base_gpu_id + context.bootstrap.rank)
     torch.cuda.set_device(device)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it builds a plan for every new shape
     return device
 
 

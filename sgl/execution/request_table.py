@@ -4,7 +4,7 @@ A plan tells only what changes, so a decode step needs no token from the schedul
 token that the step before has left here. Lengths and flags are known to the host in advance and
 are kept there (`*_R` numpy arrays), so nothing ever waits for the device to learn a shape.
 
-Axes: R rows    P pages of a row    V vocabulary
+Axes: R rows    P pages of a row    V vocabulary    N numbers a row samples with
 """
 
 from __future__ import annotations
@@ -43,9 +43,7 @@ class RequestTable:
         self.device_pages_RP = self._on_device(self.pages_RP)
         self.last_token_R = torch.zeros(max_rows, dtype=torch.int64, device=device)
         self.seed_R = torch.zeros(max_rows, dtype=torch.int64, device=device)
-        self.numbers_R = {
-            name: torch.zeros(max_rows, dtype=torch.float32, device=device) for name in _NUMBERS
-        }
+        self.numbers_RN = torch.zeros(max_rows, len(_NUMBERS), dtype=torch.float32, device=device)
         self.output_counts_RV: Tensor | None = None
         self.is_in_prompt_RV: Tensor | None = None
 
@@ -71,7 +69,7 @@ class RequestTable:
 
     def number(self, name: str, rows_B: Tensor) -> Tensor:
         """One sampling parameter of the given rows, float32 [B, 1]."""
-        return self.numbers_R[name][rows_B].unsqueeze(1)
+        return self.numbers_RN[rows_B, _NUMBERS.index(name)].unsqueeze(1)
 
     def _admit(self, new: NewRow) -> None:
         row, sampling = new.row, new.sampling
@@ -89,28 +87,21 @@ class RequestTable:
         if sampling.min_new_tokens:
             self.eos_ids[row] = self._ids(new.eos_ids)
         if sampling.logit_bias:
-            ids, values = zip(*sampling.logit_bias.items(), strict=True)
-            self.biases[row] = (
-                torch.tensor(ids, device=self.device),
-                torch.tensor(values, dtype=torch.float32, device=self.device),
-            )
-        if not sampling.is_greedy:
-            self._set_draw(row, sampling, new.seed)
+            ids = np.array(list(sampling.logit_bias), np.int64)
+            values = np.array(list(sampling.logit_bias.values()), np.float32)
+            self.biases[row] = (self.to_device(ids), self.to_device(values))
+        if sampling.has_penalty or not sampling.is_greedy:
+            self._set_numbers(row, sampling, new.seed)
         if sampling.has_penalty:
-            self._set_penalties(row, sampling, new)
+            self._count_tokens(row, new)
 
-    def _set_draw(self, row: int, sampling: SamplingParams, seed: int) -> None:
-        self.seed_R[row] = seed
-        self.numbers_R["temperature"][row] = sampling.temperature
-        self.numbers_R["top_p"][row] = sampling.top_p
-        self.numbers_R["min_p"][row] = sampling.min_p
+    def _set_numbers(self, row: int, sampling: SamplingParams, seed: int) -> None:
         top_k = self.vocab_size if sampling.top_k == -1 else min(sampling.top_k, self.vocab_size)
-        self.numbers_R["top_k"][row] = top_k
+        numbers = [top_k if name == "top_k" else getattr(sampling, name) for name in _NUMBERS]
+        self.seed_R[row] = seed
+        self.numbers_RN[row] = self.to_device(np.array(numbers, np.float32))
 
-    def _set_penalties(self, row: int, sampling: SamplingParams, new: NewRow) -> None:
-        self.numbers_R["frequency_penalty"][row] = sampling.frequency_penalty
-        self.numbers_R["presence_penalty"][row] = sampling.presence_penalty
-        self.numbers_R["repetition_penalty"][row] = sampling.repetition_penalty
+    def _count_tokens(self, row: int, new: NewRow) -> None:
         if self.output_counts_RV is None or self.is_in_prompt_RV is None:
             shape = (len(self.sampling), self.vocab_size)
             self.output_counts_RV = torch.zeros(shape, dtype=torch.int32, device=self.device)

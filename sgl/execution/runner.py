@@ -86,7 +86,7 @@ class Runner:
         Rank 0 draws the tokens for all, so ranks cannot diverge.
         """
         if not len(sampled):
-            return torch.empty(0, dtype=torch.int64), {}
+            return torch.empty(0, dtype=torch.int64, device=hidden_TD.device), {}
         last_rows = self.table.to_device(layout.token_ends[sampled] - 1)
         logits_BV = self.model.logits(hidden_TD[last_rows])
         rows_B = layout.rows_B[sampled]
@@ -94,8 +94,8 @@ class Runner:
             ids_B = torch.empty(len(rows_B), dtype=torch.int64, device=hidden_TD.device)
             self.sampler.remember(rows_B, self.tp.broadcast(ids_B))
             return ids_B, {}
-        wanted = [index for index, row in enumerate(rows_B) if self.table.logprobs[row]]
-        raw_logits = logits_BV[wanted] if wanted else None
+        wanted = np.flatnonzero([self.table.logprobs[row] is not None for row in rows_B])
+        raw_logits = logits_BV[self.table.to_device(wanted)] if len(wanted) else None
         ids_B = self.tp.broadcast(self.sampler.sample(logits_BV, rows_B))
         if raw_logits is None:
             return ids_B, {}

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+MASK_ALIGNMENT = 8  # rows of a mask that begin so many numbers apart need no copy on a GPU
+
 
 def attention(
     q_BHQE: Tensor,
@@ -35,14 +37,27 @@ def attention_with_lse(
     soft_cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention, and the log of each query's sum of exponentials, float32 [B, H, Q]."""
-    if q_BHQE.device.type == "cpu" and soft_cap is None:
-        if mask is not None:
-            mask = mask.expand(len(q_BHQE), q_BHQE.shape[1], q_BHQE.shape[2], k_BHLE.shape[2])
+    if soft_cap is not None or not _has_kernel(q_BHQE, mask):
+        return attention_reference(q_BHQE, k_BHLE, v_BHLE, mask, scale, soft_cap)
+    if mask is not None:
+        mask = mask.expand(len(q_BHQE), q_BHQE.shape[1], q_BHQE.shape[2], k_BHLE.shape[2])
+    if q_BHQE.device.type == "cpu":
         o_BHQE, lse_BHQ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q_BHQE, k_BHLE, v_BHLE, attn_mask=mask, scale=scale
         )
         return o_BHQE, lse_BHQ
-    return attention_reference(q_BHQE, k_BHLE, v_BHLE, mask, scale, soft_cap)
+    o_BHQE, padded_lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+        q_BHQE, k_BHLE, v_BHLE, mask, compute_log_sumexp=True, scale=scale
+    )
+    return o_BHQE, padded_lse[..., : q_BHQE.shape[2]]
+
+
+def _has_kernel(q_BHQE: Tensor, mask: Tensor | None) -> bool:
+    """Whether torch has a fused kernel; on a GPU it reads vectors of eight numbers."""
+    if q_BHQE.device.type == "cpu":
+        return True
+    is_aligned = mask is None or mask.stride(-2) % MASK_ALIGNMENT == 0
+    return is_aligned and q_BHQE.shape[-1] % MASK_ALIGNMENT == 0
 
 
 def merge_attention(o1: Tensor, lse1: Tensor, o2: Tensor, lse2: Tensor) -> Tensor:

@@ -33,11 +33,10 @@ class AttentionSpec(NamedTuple):
 
 
 class Batch(Protocol):
-    """The tokens of one forward pass. `logit_rows` are the rows of T whose logits are wanted."""
+    """The tokens of one forward pass, and the way to their KV."""
 
     token_ids_T: Tensor
     positions_T: Tensor
-    logit_rows: Tensor
 
     def attend(self, layer_id: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
         """Store the keys and values, and attend: [T, H, E].
@@ -56,10 +55,6 @@ class CausalLM(Protocol):
 
     fused_weights: ClassVar[Mapping[str, tuple[str, str]]]
     attention_layers: list[AttentionSpec]
-
-    def __call__(self, batch: Batch) -> Tensor:
-        """Logits of `batch.logit_rows`, float32, [B, V], the same on every rank."""
-        ...
 
     def hidden(self, batch: Batch) -> Tensor:
         """The last layer's normed output for all tokens: [T, D]."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 from sgl.errors import ConfigError
-from sgl.models.gguf_file import GgufFile, Value
+from sgl.gguf_metadata import end_ids
+from sgl.models.gguf_file import GgufFile
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 
@@ -56,7 +56,7 @@ def config_fields(file: GgufFile) -> dict[str, object]:
         "o_bias": "blk.0.attn_output.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
         "dtype": "bfloat16",
-        "eos_token_id": _eos_ids(metadata),
+        "eos_token_id": end_ids(metadata),
     }
 
 
@@ -99,9 +99,3 @@ def _rope_parameters(file: GgufFile, name: str) -> dict[str, object]:
     if scaling == "none":
         return rope
     return {**rope, "rope_type": scaling, "factor": metadata.get(f"{name}.rope.scaling.factor")}
-
-
-def _eos_ids(metadata: Mapping[str, Value]) -> list[Value]:
-    names = ("eos_token_id", "eot_token_id", "eom_token_id")
-    found = (metadata.get(f"tokenizer.ggml.{name}") for name in names)
-    return list(dict.fromkeys(token_id for token_id in found if isinstance(token_id, int)))

@@ -1,28 +1,23 @@
 """A GGUF file, mapped into memory: its metadata, and its tensors as float32.
 
-    magic, version, counts │ key, type, value … │ tensor name, shape, type, offset … │ data
+    metadata │ tensor name, shape, type, offset … │ data
 
-Only the data is read lazily. The `gguf` package knows the quantised types; its reader is not used,
-since it keeps an array for each of 100,000 vocabulary entries and takes four seconds for that.
+Only the data is read lazily. The `gguf` package knows the quantised types.
 """
 
 from __future__ import annotations
 
-import mmap
 import struct
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from sgl.errors import ConfigError
+from sgl.gguf_metadata import GgufCursor, Value, damage_refused, map_file
 
-Value: TypeAlias = int | float | bool | str | list["Value"]
-
-_NUMBERS = dict(zip(range(8), "BbHhIif?", strict=True)) | {10: "Q", 11: "q", 12: "d"}
-_STRING = 8
-_ARRAY = 9
 _F32 = 0
 
 
@@ -39,12 +34,11 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with path.open("rb") as file:
-                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self.metadata, self.tensors = _Head(self._data).parse()
-        except (OSError, ValueError, KeyError, struct.error) as error:
-            raise ConfigError(f"{path} is no whole GGUF file: {error}; get it again") from None
+        with damage_refused(path):
+            self._data = map_file(path)
+            cursor = GgufCursor(self._data)
+            self.metadata, num_tensors = cursor.read_head()
+            self.tensors = _read_tensors(cursor, num_tensors, self.metadata)
         if self.metadata.get("split.count", 1) != 1:
             raise ConfigError(f"{path} is one of several: join them (llama-gguf-split --merge)")
 
@@ -89,57 +83,19 @@ def find_gguf(path: Path) -> Path | None:
     return found[0] if found else None
 
 
-class _Head:
-    """A cursor over everything before the tensor data."""
-
-    def __init__(self, data: mmap.mmap) -> None:
-        self._data = data
-        self._at = 0
-
-    def parse(self) -> tuple[dict[str, Value], dict[str, GgufTensor]]:
-        magic, version = self._take("4s"), self._take("I")
-        if magic != b"GGUF" or version not in (2, 3):
-            raise ValueError(f"it starts with {magic!r}, version {version}")
-        num_tensors, num_entries = self._take("Q"), self._take("Q")
-        metadata = {self._text(): self._value(self._take("I")) for _ in range(num_entries)}
-        tensors = [(self._text(), self._tensor()) for _ in range(num_tensors)]
-        alignment = metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment < 1:
-            raise ValueError(f"its alignment is {alignment!r}")
-        start = -(-self._at // alignment) * alignment
-        return metadata, {name: at._replace(offset=start + at.offset) for name, at in tensors}
-
-    def _tensor(self) -> GgufTensor:
-        num_axes = self._take("I")
-        shape = tuple(self._take("Q") for _ in range(num_axes))[::-1]
-        return GgufTensor(shape, type_id=self._take("I"), offset=self._take("Q"))
-
-    def _value(self, kind: int) -> Value:
-        if kind == _STRING:
-            return self._text()
-        if kind != _ARRAY:
-            number: Value = self._take(_NUMBERS[kind])
-            return number
-        kind, length = self._take("I"), self._take("Q")
-        if kind not in _NUMBERS:
-            return [self._value(kind) for _ in range(length)]
-        packed = struct.Struct(f"<{length}{_NUMBERS[kind]}")
-        values = list(packed.unpack_from(self._data, self._at))
-        self._at += packed.size
-        return values
-
-    def _text(self) -> str:
-        length = self._take("Q")
-        start, self._at = self._at, self._at + length
-        if self._at > len(self._data):
-            raise ValueError("it ends within a string")
-        return str(self._data[start : self._at], "utf-8")
-
-    def _take(self, code: str) -> Any:
-        packed = _STRUCTS[code]
-        [value] = packed.unpack_from(self._data, self._at)
-        self._at += packed.size
-        return value
+def _read_tensors(
+    cursor: GgufCursor, num_tensors: int, metadata: Mapping[str, Value]
+) -> dict[str, GgufTensor]:
+    """Their descriptions follow the metadata; the data of all begins at the next aligned byte."""
+    tensors = [(cursor.text(), _read_tensor(cursor)) for _ in range(num_tensors)]
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise ValueError(f"its alignment is {alignment!r}")
+    start = -(-cursor.offset // alignment) * alignment
+    return {name: tensor._replace(offset=start + tensor.offset) for name, tensor in tensors}
 
 
-_STRUCTS = {code: struct.Struct(f"<{code}") for code in ("4s", *_NUMBERS.values())}
+def _read_tensor(cursor: GgufCursor) -> GgufTensor:
+    num_axes = cursor.number("I")
+    shape = tuple(cursor.number("Q") for _ in range(num_axes))[::-1]
+    return GgufTensor(shape, type_id=cursor.number("I"), offset=cursor.number("Q"))

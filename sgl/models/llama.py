@@ -110,9 +110,6 @@ class Llama(nn.Module):
             attention_spec(config, layer_id, placement.tp) for layer_id in range(config.num_layers)
         ]
 
-    def forward(self, batch: Batch) -> Tensor:
-        return self.logits(self.hidden(batch)[batch.logit_rows])
-
     def hidden(self, batch: Batch) -> Tensor:
         stream_TD = self.embed_tokens(batch.token_ids_T)
         delta_TD = torch.zeros_like(stream_TD)

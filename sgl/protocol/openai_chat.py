@@ -12,6 +12,7 @@ from sgl.errors import InvalidRequestError
 from sgl.messages import LogprobOptions
 from sgl.protocol.body import MAX_TOP_LOGPROBS, convert, parse_fields, refuse_unsupported
 from sgl.protocol.call import GenerationCall, PromptCall
+from sgl.protocol.chat_template import PROVIDED_NAMES
 from sgl.protocol.openai import (
     NOT_YET,
     Frame,
@@ -26,7 +27,6 @@ from sgl.protocol.openai import (
 DEFAULT_TEMPERATURE = 0.7
 MAX_MESSAGES = 4096
 MAX_TEMPLATE_OPTIONS = 16
-_TEMPLATE_NAMES = frozenset(("self", "messages", "tools", "add_generation_prompt"))
 
 
 class Template(Protocol):
@@ -189,10 +189,10 @@ def _text(content: str | list[ContentPart] | None, number: int) -> str:
 
 
 def _template_options(options: Mapping[str, Any]) -> Mapping[str, Any]:
-    if len(options) > MAX_TEMPLATE_OPTIONS or not _TEMPLATE_NAMES.isdisjoint(options):
+    if len(options) > MAX_TEMPLATE_OPTIONS or not PROVIDED_NAMES.isdisjoint(options):
         raise InvalidRequestError(
             f"chat_template_kwargs may hold {MAX_TEMPLATE_OPTIONS} names, none of them "
-            f"{', '.join(sorted(_TEMPLATE_NAMES))}",
+            f"{', '.join(sorted(PROVIDED_NAMES))}",
             param="chat_template_kwargs",
         )
     return options

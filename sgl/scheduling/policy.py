@@ -58,7 +58,7 @@ def _by_chance(window: list[Request], cache: RadixCache, rng: random.Random) -> 
 def _by_branch(window: list[Request], cache: RadixCache, rng: random.Random) -> Rank:
     paths = {
         request.request_id: _path(
-            cache.match(request.token_ids, request.namespace, request.cache_limit).node
+            cache.find(request.token_ids, request.namespace, request.cache_limit)
         )
         for request in window
     }

@@ -53,7 +53,8 @@ class Inserted(NamedTuple):
 class RadixCache:
     """The tree. Runs in different namespaces never share anything.
 
-    A node that `match` or `insert` returned is good until the next `evict`, or while it is pinned.
+    A node that `match`, `find` or `insert` returned is good until the next `evict`, or while it is
+    pinned.
     """
 
     def __init__(self, page_size: int) -> None:
@@ -77,6 +78,11 @@ class RadixCache:
     ) -> int:
         """How many tokens `match` would find. Changes nothing, not even recency."""
         return self._walk(self._whole_pages(token_ids, limit), namespace).found_len // INT32_LEN
+
+    def find(self, token_ids: array[int], namespace: str = "", limit: int | None = None) -> Node:
+        """The deepest node whose whole run is in `token_ids[:limit]`. Changes nothing either."""
+        path, _, last_len = self._walk(self._whole_pages(token_ids, limit), namespace)
+        return path[-1] if last_len == len(path[-1].tokens) else path[-2]
 
     def insert(self, token_ids: array[int], pages: array[int], namespace: str = "") -> Inserted:
         """Add a run, which counts as used now. The tree takes the `pages` of its uncached part."""

@@ -63,18 +63,21 @@ def can_bind(port: int) -> bool:
 
 
 def processes_of_session(session: int) -> dict[int, str]:
-    """pid -> title of all that are in it; a zombie's title is "zombie"."""
+    """pid -> title of all that are in it; a zombie's title is "zombie".
+
+    A zombie whose parent has ended as well is not counted: it is for init to bury.
+    """
     found: dict[int, str] = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
         with suppress(OSError):  # it ended while we looked
-            state, _, _, its_session, *_ = (
-                (folder / "stat").read_text().rpartition(")")[2].split(maxsplit=4)
-            )
-            if int(its_session) == session:
-                title = (folder / "cmdline").read_text().strip("\0 ")
-                found[int(folder.name)] = "zombie" if state == "Z" else title
+            words = (folder / "stat").read_text().rpartition(")")[2].split()
+            state, parent, its_session = words[0], int(words[1]), int(words[3])
+            if its_session != session or (state == "Z" and parent == 1):
+                continue
+            title = (folder / "cmdline").read_text().strip("\0 ")
+            found[int(folder.name)] = "zombie" if state == "Z" else title
     return found
 
 
@@ -211,8 +214,8 @@ class Server:
 class Stream:
     """A client that reads one streamed answer on a thread of its own.
 
-    end   how it ended: "complete", "aborted", "error", "closed" by the server, "refused", or "hangs"; None
-          while it runs
+    end   how it ended: "complete", "aborted", "error", "closed" by the server, "refused" or
+          "hangs"; None while it runs
     """
 
     def __init__(self, server: Server, *, prompt: str = "Once", num_tokens: int = 2000) -> None:

@@ -324,6 +324,18 @@ def test_flush_is_refused_while_a_request_runs():
     assert bench.batcher.flush()
 
 
+def test_flush_does_not_wait_for_the_step_planned_too_many():
+    bench = Bench(eos=range(VOCAB))
+    bench.ask(1, [1, 2, 3], max_new_tokens=9)
+    bench.step()
+    assert 1 in bench.finishes
+    assert bench.batcher.in_flight
+    bench.assert_empty()
+    bench.ask(2, [1, 2, 3], ignore_eos=True)
+    bench.run_until_idle()
+    assert bench.outputs[2] == expected_output([1, 2, 3], 4)
+
+
 @pytest.mark.parametrize("page_size", [1, 3, 16])
 @pytest.mark.parametrize("seed", range(6))
 def test_random_traffic_keeps_every_page_and_every_token(seed, page_size):

@@ -11,7 +11,9 @@ import time
 import pytest
 
 from sgl.errors import ConfigError, InvalidRequestError
-from sgl.protocol.chat_template import CONVERSATIONS, ChatTemplate, Meter
+from sgl.protocol.chat_template import ChatTemplate
+from sgl.protocol.conversations import CONVERSATIONS
+from sgl.protocol.template_sandbox import Meter
 
 SMOLLM = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
 You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
@@ -231,7 +233,7 @@ def test_a_template_that_does_not_end_is_cut_off(source):
 
 
 def test_memory_that_grows_step_by_step_is_noticed(monkeypatch):
-    monkeypatch.setattr("sgl.protocol.chat_template.MEMORY_LIMIT", 16 << 20)
+    monkeypatch.setattr("sgl.protocol.template_sandbox.MEMORY_LIMIT", 16 << 20)
     source = (
         "{% set ns = namespace(kept=[]) %}{% set text = 'a' * 10**6 %}"
         "{% for i in range(9999) %}{% set ns.kept = ns.kept + [text[1:]] %}{% endfor %}"

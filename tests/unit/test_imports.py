@@ -35,7 +35,7 @@ COMMANDS = {"config", "flags", "hardware", "help", "model_files"}
 MAY_IMPORT = {
     "errors": set(),
     "kernels": set(),
-    "models": {"kernels"},
+    "models": {"kernels", "gguf_metadata"},
     "execution": {"models", "kernels", "messages", "sampling_params"},
     "constrained": set(),
     "scheduling": {"messages", "sampling_params", "constrained"},
@@ -44,7 +44,9 @@ MAY_IMPORT = {
     "actors": WHOLE_ENGINE,
     "messages": {"sampling_params"},
     "sampling_params": set(),
-    "tokenizer": set(),
+    "tokenizer": {"gguf_vocabulary"},
+    "gguf_vocabulary": {"gguf_metadata"},
+    "gguf_metadata": set(),  # one reader for the tokenizer and the weights: both are in the file
     "text_stream": {"tokenizer"},
     "metrics": set(),
     "flags": set(),

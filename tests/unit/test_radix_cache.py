@@ -208,6 +208,40 @@ def test_what_is_unpinned_counts_as_used_now():
     assert list(cache.evict(1)) == [1]
 
 
+def test_finding_gives_the_deepest_node_whose_run_is_wholly_there():
+    cache = RadixCache(1)
+    upper = fill(cache, range(4)).node
+    lower = fill(cache, range(10)).node
+    assert cache.find(ids(range(12))) is cache.find(ids(range(10))) is lower
+    assert cache.find(ids(range(9))) is cache.find(ids(range(10)), limit=9) is upper
+    nowhere = [cache.find(ids(range(3))), cache.find(ids([7])), cache.find(ids(range(10)), "other")]
+    assert [node.num_pages for node in nowhere] == [0, 0, 0]
+
+
+def test_finding_is_not_using():
+    cache = RadixCache(1)
+    fill(cache, [1, 2])
+    fill(cache, [3, 4], first_page=10)
+    cache.find(ids([1, 2]))
+    assert set(cache.evict(2)) == {0, 1}
+
+
+@given(st.lists(few_tokens, max_size=8), few_tokens, sizes)
+def test_finding_splits_nothing_and_ends_where_a_match_would_or_above_its_split(
+    inserted, query, page_size
+):
+    cache, next_page = RadixCache(page_size), 1
+    fill(cache, [0] * page_size)
+    for tokens in inserted:
+        fill(cache, tokens, next_page)
+        next_page += len(tokens)
+    num_nodes = cache.num_nodes
+    found = cache.find(ids(query))
+    assert cache.num_nodes == num_nodes
+    end = cache.match(ids(query)).node
+    assert found is (end if cache.num_nodes == num_nodes else end.parent)
+
+
 @given(st.lists(few_tokens, max_size=8), few_tokens, sizes)
 def test_match_finds_exactly_the_longest_prefix_ever_inserted(inserted, query, page_size):
     cache, next_page = RadixCache(page_size), 0
@@ -288,7 +322,7 @@ def test_a_chain_of_100000_nodes_overflows_no_stack():
 
 def test_evicted_nodes_are_freed_at_once_without_the_garbage_collector():
     def num_nodes_alive():
-        return sum(isinstance(each, Node) for each in gc.get_objects())
+        return sum(issubclass(type(each), Node) for each in gc.get_objects())
 
     gc.collect()
     gc.disable()

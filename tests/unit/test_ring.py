@@ -31,25 +31,20 @@ from sgl.actors.channel import PeerDiedError, Poller
 from sgl.actors.ring import (
     HEADER_LEN,
     MAX_INSIDE_LEN,
-    MAX_OUTSIDE_BODIES,
     RingCorruptError,
     RingHandle,
     RingReader,
     RingWriter,
 )
+from sgl.actors.ring_parcels import MAX_PARCELS
 
 DEATH_NOTICE_S = 0.050
 
 
 @contextmanager
 def open_ring(capacity: int = 4096, **limits: int) -> Iterator[tuple[RingWriter, RingReader]]:
-    with open_handle(capacity) as handle:
-        writer, reader = RingWriter(handle, **limits), RingReader(handle)
-    try:
-        yield writer, reader
-    finally:
-        writer.close()
-        reader.close()
+    with open_handle(capacity) as handle, open_ends(handle, **limits) as ends:
+        yield ends
 
 
 @contextmanager
@@ -59,6 +54,16 @@ def open_handle(capacity: int = 4096) -> Iterator[RingHandle]:
         yield handle
     finally:
         handle.close()
+
+
+@contextmanager
+def open_ends(handle: RingHandle, **limits: int) -> Iterator[tuple[RingWriter, RingReader]]:
+    writer, reader = RingWriter(handle, **limits), RingReader(handle)
+    try:
+        yield writer, reader
+    finally:
+        writer.close()
+        reader.close()
 
 
 def send(writer: RingWriter, *bodies: bytes) -> None:
@@ -185,7 +190,7 @@ def test_large_bodies_arrive_in_order_with_small_ones():
         for _ in range(3):
             send(writer, *bodies)
             assert reader.drain() == bodies
-        assert writer.statistics().num_outside_bytes == 0
+        assert writer.statistics().num_parcel_bytes == 0
 
 
 def test_large_bodies_leave_no_descriptor_behind():
@@ -199,11 +204,9 @@ def test_large_bodies_leave_no_descriptor_behind():
 
 def test_too_many_large_bodies_are_refused_until_some_are_read():
     with open_ring(1 << 20) as (writer, reader):
-        bodies = [
-            bytes([number]) * (MAX_INSIDE_LEN + 1) for number in range(2 * MAX_OUTSIDE_BODIES)
-        ]
+        bodies = [bytes([number]) * (MAX_INSIDE_LEN + 1) for number in range(2 * MAX_PARCELS)]
         accepted = [body for body in bodies if writer.put(body)]
-        assert len(accepted) == MAX_OUTSIDE_BODIES
+        assert len(accepted) == MAX_PARCELS
         assert writer.put(b"a small one still fits")
         writer.flush()
         assert reader.drain() == [*accepted, b"a small one still fits"]
@@ -212,9 +215,9 @@ def test_too_many_large_bodies_are_refused_until_some_are_read():
 
 
 def test_the_bytes_of_large_bodies_on_their_way_are_bounded():
-    with open_ring(max_outside_bytes=1_000_000) as (writer, reader):
+    with open_ring(max_parcel_bytes=1_000_000) as (writer, reader):
         assert fill(writer, bytes(300_000)) == 3
-        assert writer.statistics().num_outside_bytes == 900_000
+        assert writer.statistics().num_parcel_bytes == 900_000
         assert reader.drain() == [bytes(300_000)] * 3
         send(writer, bytes(2_000_000))  # over the limit, but alone
         assert not writer.put(bytes(5000))
@@ -226,11 +229,11 @@ def test_a_full_socket_refuses_and_loses_nothing():
         num_datagrams = 0
         with suppress(BlockingIOError):
             while True:
-                writer._socket.send(b"jam", 0x40)  # MSG_DONTWAIT
+                writer._parcels._socket.send(b"jam", 0x40)  # MSG_DONTWAIT
                 num_datagrams += 1
         assert not writer.put(bytes(5000))
         for _ in range(num_datagrams):
-            reader._socket.recv(16)
+            reader._parcels._socket.recv(16)
         send(writer, bytes(5000))
         assert reader.drain() == [bytes(5000)]
 
@@ -257,7 +260,7 @@ def test_the_statistics_add_up():
         assert writer.statistics().num_bytes_used == HEADER_LEN
 
 
-@pytest.mark.parametrize("kind", ["inside", "outside", "pad"])
+@pytest.mark.parametrize("kind", ["inside", "parcel", "pad"])
 def test_any_flipped_byte_of_a_header_is_refused(kind):
     for position in range(HEADER_LEN):
         for change in (1, 2, 4, 8, 16, 32, 64, 128, 255):
@@ -267,21 +270,11 @@ def test_any_flipped_byte_of_a_header_is_refused(kind):
                     send(writer, bytes(70), bytes(70))
                     reader.drain()
                     start = 176
-                send(writer, bytes(300) if kind == "outside" else bytes(75), b"next")
+                send(writer, bytes(300) if kind == "parcel" else bytes(75), b"next")
                 with mmap.mmap(handle.memory_fd, 256) as memory:
                     memory[start + position] ^= change
                 with pytest.raises(RingCorruptError, match=r"record [02] at byte"):
                     reader.drain()
-
-
-@contextmanager
-def open_ends(handle: RingHandle) -> Iterator[tuple[RingWriter, RingReader]]:
-    writer, reader = RingWriter(handle), RingReader(handle)
-    try:
-        yield writer, reader
-    finally:
-        writer.close()
-        reader.close()
 
 
 def test_random_bytes_in_the_memory_never_crash_the_reader():
@@ -306,13 +299,15 @@ def test_a_count_without_records_is_refused():
 def test_a_large_body_that_was_never_sent_is_refused():
     with open_handle() as handle, open_ends(handle) as (writer, reader):
         send(writer, bytes(5000))
-        reader._socket.recv(16)
+        reader._parcels._socket.recv(16)
         with pytest.raises(RingCorruptError):
             reader.drain()
 
 
 def test_a_large_body_that_is_too_short_is_refused(monkeypatch):
-    monkeypatch.setattr("sgl.actors.ring._write_all", lambda fd, body: os.write(fd, body[:-1]))
+    monkeypatch.setattr(
+        "sgl.actors.ring_parcels._write_all", lambda fd, body: os.write(fd, body[:-1])
+    )
     with open_ring() as (writer, reader):
         send(writer, bytes(5000))
         with pytest.raises(RingCorruptError, match="5000 bytes ended after 4999"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,9 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 
 from sgl.errors import ConfigError, InvalidRequestError
-from sgl.tokenizer import PRE_TOKENIZERS, Tokenizer, read_gguf_metadata
+from sgl.gguf_metadata import read_gguf_metadata
+from sgl.gguf_vocabulary import PRE_TOKENIZERS
+from sgl.tokenizer import Tokenizer
 
 CORPUS = [
     "",
@@ -293,6 +296,13 @@ def test_a_cut_off_gguf_file_is_the_operators_mistake(tmp_path, num_bytes):
     (tmp_path / "cut.gguf").write_bytes(whole[:num_bytes])
     with pytest.raises(ConfigError, match=r"cut\.gguf"):
         Tokenizer.load(str(tmp_path / "cut.gguf"))
+
+
+def test_a_gguf_file_of_lists_in_lists_in_lists_is_refused(tmp_path):
+    head = struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + struct.pack("<QsI", 1, b"a", 9)
+    (tmp_path / "deep.gguf").write_bytes(head + struct.pack("<IQ", 9, 1) * 100_000)
+    with pytest.raises(ConfigError, match=r"deep\.gguf"):
+        Tokenizer.load(str(tmp_path / "deep.gguf"))
 
 
 def test_a_path_without_a_tokenizer_says_what_to_give(tmp_path):

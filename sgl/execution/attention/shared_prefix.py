@@ -64,12 +64,13 @@ def _best(
     differs = (pages != pages[0]).any(axis=0)
     shared = first_page + (int(differs.argmax()) if differs.any() else len(differs))
     whole = Cluster(members, shared)
-    if shared >= last:
+    longer = members[num_pages_B[members] > shared]
+    if not len(longer):
         return [whole]
-    branches = pages_BP[members, shared]
+    branches = pages_BP[longer, shared]
     parts = [
         cluster
         for page in np.unique(branches)
-        for cluster in _best(members[branches == page], shared + 1, pages_BP, num_pages_B)
+        for cluster in _best(longer[branches == page], shared + 1, pages_BP, num_pages_B)
     ]
     return parts if sum(part.num_saved for part in parts) > whole.num_saved else [whole]

@@ -21,7 +21,12 @@ from sgl.execution.attention.shared_prefix import Cluster, find_clusters
 from sgl.execution.kv_cache import KvCache
 from sgl.execution.request_table import RequestTable
 from sgl.execution.step_layout import StepLayout
-from sgl.kernels.attention import attention, attention_with_lse, merge_attention
+from sgl.kernels.attention import (
+    MASK_ALIGNMENT,
+    attention,
+    attention_with_lse,
+    merge_attention,
+)
 from sgl.models.batch import AttentionSpec
 
 
@@ -205,13 +210,16 @@ class _Planner:
         if window is None and (seen_bQ == num_keys - 1).all():
             return None
         seen = self.table.to_device(seen_bQ).unsqueeze(-1)
-        keys = torch.arange(num_keys, device=seen.device)
+        padded_len = -(-num_keys // MASK_ALIGNMENT) * MASK_ALIGNMENT
+        keys = torch.arange(padded_len, device=seen.device)
         is_hidden = keys > seen
         if window is not None:
             is_hidden |= keys <= seen - window
         mask = torch.zeros(is_hidden.shape, dtype=self.dtype, device=seen.device)
         mask = mask.masked_fill_(is_hidden, float("-inf")).unsqueeze(1)
-        return mask if mask.shape[2] == 1 else mask.repeat(1, 1, self.group_size, 1)
+        if mask.shape[2] > 1:
+            mask = mask.repeat(1, 1, self.group_size, 1)
+        return mask[..., :num_keys]
 
 
 def _similar(layout: StepLayout, cluster: Cluster) -> Iterator[np.ndarray]:

@@ -1,0 +1,195 @@
+"""Whole steps of a small model on a device: tokens, log-probabilities, and that nothing waits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+
+from sgl.execution.attention.torch_attention import TorchAttention
+from sgl.execution.kv_cache import KvCache
+from sgl.execution.request_table import RequestTable
+from sgl.execution.runner import Runner
+from sgl.kernels.collectives import TensorParallel
+from sgl.messages import Chunk, LogprobOptions, Logprobs, NewRow, StepPlan, StepResult, pack, unpack
+from sgl.sampling_params import SamplingParams
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+NUM_ROWS, MAX_LEN, VOCAB = 6, 64, 101
+PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [9], [50, 40, 30, 20, 10], [8] * 12]
+GREEDY = SamplingParams(temperature=0.0)
+
+
+class Bench:
+    """A runner, and plans for it; row r has the pages r * MAX_LEN …, in reverse."""
+
+    def __init__(self, folder, device) -> None:
+        tiny_models.write_checkpoint(folder)
+        self.dense_model = tiny_models.loaded(folder)
+        model = tiny_models.loaded(folder, device=torch.device(device))
+        cache = KvCache(
+            model.attention_layers,
+            NUM_ROWS * MAX_LEN,
+            1,
+            dtype=torch.float32,
+            device=torch.device(device),
+        )
+        table = RequestTable(NUM_ROWS, MAX_LEN, VOCAB, torch.device(device))
+        attention = TorchAttention(model.attention_layers, cache)
+        self.runner = Runner(model, table, attention, TensorParallel())
+        self.lens = [0] * NUM_ROWS
+        self.num_steps = 0
+
+    def new(self, row: int, sampling: SamplingParams = GREEDY, **fields: object) -> NewRow:
+        self.lens[row] = 0
+        return NewRow(row, 0, b"", sampling, seed=row, eos_ids=pack([0]), **fields)
+
+    def chunk(self, row: int, ids: list[int], *, is_last: bool = True, **fields: object) -> Chunk:
+        start = self.lens[row]
+        pages = pack(self._page(row) for _ in ids)
+        return Chunk(row, start, pack(ids), pages, is_last, **fields)
+
+    def step(self, decodes=(), admitted=(), chunks=()) -> StepResult:
+        pages = pack(self._page(row) for row in decodes)
+        plan = StepPlan(
+            self.num_steps,
+            admitted=list(admitted),
+            decode_rows=pack(decodes),
+            page_ids=pages,
+            chunks=list(chunks),
+        )
+        self.num_steps += 1
+        return self.runner.run(plan).wait()
+
+    def _page(self, row: int) -> int:
+        self.lens[row] += 1
+        return (row + 1) * MAX_LEN - self.lens[row]
+
+    def dense_logprobs(self, ids: list[int]) -> np.ndarray:
+        """Log-probabilities after each of `ids`, without a cache, on the CPU."""
+        logits = tiny_models.sequence_logits(self.dense_model, ids)
+        return torch.log_softmax(logits.double(), dim=-1).numpy()
+
+    def dense_greedy(self, prompt: list[int], num_tokens: int) -> list[int]:
+        ids = list(prompt)
+        for _ in range(num_tokens):
+            ids.append(int(self.dense_logprobs(ids)[-1].argmax()))
+        return ids[len(prompt) :]
+
+
+@pytest.fixture(params=DEVICES)
+def bench(request, tmp_path) -> Bench:
+    return Bench(tmp_path / "model", request.param)
+
+
+def test_decodes_and_prefills_of_one_step_give_what_each_alone_would(bench):
+    outputs: list[list[int]] = [[] for _ in PROMPTS]
+
+    def run(decodes, admitted=(), chunks=()):
+        result = bench.step(decodes, admitted, chunks)
+        rows = [*decodes, *(chunk.row for chunk in chunks if chunk.is_last)]
+        for row, token_id in zip(rows, unpack(result.token_ids), strict=True):
+            outputs[row].append(token_id)
+
+    run([], [bench.new(0)], [bench.chunk(0, PROMPTS[0])])
+    run([0], [bench.new(3), bench.new(1)],
+        [bench.chunk(3, PROMPTS[3][:5], is_last=False), bench.chunk(1, PROMPTS[1])])  # fmt: skip
+    run([], [], [bench.chunk(3, PROMPTS[3][5:9], is_last=False)])
+    run([1, 0], [bench.new(2)], [bench.chunk(3, PROMPTS[3][9:]), bench.chunk(2, PROMPTS[2])])
+    for _ in range(6):
+        run([0, 1, 2, 3])
+    for prompt, output_ids in zip(PROMPTS, outputs, strict=True):
+        assert output_ids == bench.dense_greedy(prompt, len(output_ids))
+
+
+def floats(data: bytes) -> np.ndarray:
+    return np.frombuffer(data, np.float32)
+
+
+def check_logprobs(found: Logprobs, wanted_KV: np.ndarray, next_ids: list[int]) -> None:
+    """`found` has 3 top ids, and the ids 4 and 5 beside them."""
+    num = len(next_ids)
+    best = np.sort(wanted_KV, axis=1)[:, ::-1][:, :3]
+    top_ids = np.array(unpack(found.top_ids)).reshape(num, 3)
+    for ours, wanted in (
+        (floats(found.values), wanted_KV[np.arange(num), next_ids]),
+        (floats(found.top_values).reshape(num, 3), best),
+        (np.take_along_axis(wanted_KV, top_ids, axis=1), best),
+        (floats(found.chosen_values).reshape(num, 2), wanted_KV[:, [4, 5]]),
+    ):
+        np.testing.assert_allclose(ours, wanted, atol=1e-4)
+
+
+def test_log_probabilities_are_those_of_the_model_whatever_is_sampled(bench):
+    options = LogprobOptions(start_len=0, top_num=3, token_ids=pack([4, 5]))
+    sampling = SamplingParams(temperature=1.0, logit_bias={17: 100.0})
+    prompt = PROMPTS[0]
+    asks = bench.new(1, sampling, logprobs=options)
+    first = bench.chunk(1, prompt[:4], is_last=False, logprob_start=0, next_token_id=prompt[4])
+    start = bench.step([], [bench.new(0), asks], [bench.chunk(0, PROMPTS[2]), first])
+    end = bench.step([0], [], [bench.chunk(1, prompt[4:], logprob_start=4)])
+    after = bench.step([0, 1])
+
+    wanted_KV = bench.dense_logprobs([*prompt, 17])
+    assert unpack(end.token_ids)[1] == unpack(after.token_ids)[1] == 17
+    [begun], [ended], [decoded] = start.logprobs, end.logprobs, after.logprobs
+    check_logprobs(begun.input, wanted_KV[:4], prompt[1:5])
+    check_logprobs(ended.input, wanted_KV[4:6], prompt[5:])
+    check_logprobs(ended.output, wanted_KV[6:7], [17])
+    check_logprobs(decoded.output, wanted_KV[7:8], [17])
+    assert [begun.index, ended.index, decoded.index] == [1, 1, 1]
+
+
+def test_the_pages_on_the_device_are_those_of_the_host(bench):
+    table = bench.runner.table
+    bench.step([], [bench.new(4), bench.new(2)], [bench.chunk(4, [1, 2, 3]), bench.chunk(2, [4])])
+    bench.step([2, 4])
+    bench.step([2], [bench.new(4)], [bench.chunk(4, [5])])
+    bench.step([4, 2])
+    for row in range(NUM_ROWS):
+        num_pages = int(table.num_pages_R[row])
+        ours = table.device_pages_RP[row, :num_pages].tolist()
+        assert ours == table.pages_RP[row, :num_pages].tolist()
+    assert table.num_pages_R.tolist() == [0, 0, 4, 0, 2, 0]
+
+
+@contextmanager
+def waits_are_errors() -> Iterator[None]:
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 0.0},
+        {"temperature": 1.0},
+        {"temperature": 1.0, "top_k": 5, "top_p": 0.9, "min_p": 0.1},
+        {"temperature": 0.0, "presence_penalty": 1.0, "repetition_penalty": 1.2},
+        {"temperature": 0.0, "min_new_tokens": 9},
+        {"temperature": 0.0, "logit_bias": {3: 1.0}},
+    ],
+    ids=lambda fields: " ".join(fields),
+)
+def test_no_step_waits_for_the_device(fields, tmp_path):
+    bench = Bench(tmp_path / "model", "cuda")
+    sampling = SamplingParams(**fields)
+
+    def run_request() -> None:
+        bench.step([], [bench.new(0, sampling), bench.new(1)],
+                   [bench.chunk(0, [1, 2, 3]), bench.chunk(1, [1, 2, 3, 4])])  # fmt: skip
+        bench.step([0], [], [bench.chunk(1, [5, 6])])
+        bench.step([0, 1])
+
+    run_request()  # kernels and libraries are loaded at their first use
+    with waits_are_errors():
+        run_request()

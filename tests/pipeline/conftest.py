@@ -1,0 +1,60 @@
+"""Engines to ask, answers of `transformers` to compare with, and one printed line a comparison."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from reference import Comparison, Reference
+
+import sgl
+
+GAUGES = ("num_running_reqs", "num_queue_reqs", "num_used_tokens")
+_REPORT = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(scope="session")
+def reference() -> Reference:
+    return Reference.load()
+
+
+@pytest.fixture
+def compare(request: pytest.FixtureRequest) -> Callable[[str], Comparison]:
+    """Begins a comparison, by the name of its mode."""
+    report = request.config.stash.setdefault(_REPORT, [])
+    return lambda mode: Comparison(mode, report)
+
+
+@pytest.fixture(scope="module")
+def engine(request: pytest.FixtureRequest) -> Iterator[sgl.Engine]:
+    """An engine in float32 with the flags of the test's indirect parameter.
+
+    In the end, when nobody asks it anything, all of its memory must be free.
+    """
+    flags = {"dtype": "float32", "random_seed": 0} | getattr(request, "param", {})
+    with sgl.Engine(**flags) as engine:
+        yield engine
+        _check_is_idle(engine)
+
+
+def _check_is_idle(engine: sgl.Engine) -> None:
+    """The last answer may come a moment before the scheduler's last numbers."""
+    end = time.monotonic() + 5
+    while any(left := _gauges(engine)) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not any(left), f"nothing is asked any more, and {GAUGES} are {left}"
+
+
+def _gauges(engine: sgl.Engine) -> list[float]:
+    info = engine.get_server_info()
+    return [info[name] for name in GAUGES]
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if report := config.stash.get(_REPORT, []):
+        terminalreporter.section("compared with transformers")
+        for line in report:
+            terminalreporter.write_line(line)

@@ -1,0 +1,126 @@
+"""The text is right: in every mode of serving, greedy answers are those of `transformers`.
+
+Costly modes compare a part of the prompts; `pytest --full` compares all of them in every mode.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prompts import PROMPTS, SUBSET, chat
+from reference import NUM_ANSWER_TOKENS
+
+import sgl
+from sgl.model_files import demo_model_path
+from sgl.protocol.chat_template import ChatTemplate
+from sgl.tokenizer import Tokenizer
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ALL = tuple(PROMPTS)
+LONGEST_REQUEST = 675 + NUM_ANSWER_TOKENS  # "long-six" and its answer
+PARAMS = {"temperature": 0, "max_new_tokens": NUM_ANSWER_TOKENS}
+MODES = {
+    "chunks of 16 tokens": {"chunked_prefill_size": 16},
+    "without radix cache": {"disable_radix_cache": True},
+}
+COSTLY_MODES = {
+    "three ranks": {"tp_size": 3},
+    "pages of 16 tokens": {"page_size": 16},
+    "without overlap": {"disable_overlap_schedule": True},
+}
+
+
+def with_engine(**flags: Any) -> pytest.MarkDecorator:
+    """Tests with the same flags next to each other share an engine."""
+    return pytest.mark.parametrize("engine", [flags], indirect=True, ids=[""], scope="module")
+
+
+def in_modes(modes: dict[str, dict[str, Any]]) -> pytest.MarkDecorator:
+    pairs = modes.items()
+    return pytest.mark.parametrize(
+        ("mode", "engine"), pairs, indirect=["engine"], ids=list(modes), scope="module"
+    )
+
+
+@pytest.fixture(scope="module")
+def some_names(is_full) -> Sequence[str]:
+    return ALL if is_full else SUBSET
+
+
+def ask(engine: sgl.Engine, names: Sequence[str]) -> list[dict[str, Any]]:
+    """All at once."""
+    return engine.generate([PROMPTS[name] for name in names], PARAMS)
+
+
+def check(comparison, reference, names, outputs) -> None:
+    for name, output in zip(names, outputs, strict=True):
+        comparison.add(name, reference.answers[name], output)
+    comparison.done(num_expected=len(names))
+
+
+def test_the_reference_was_made_from_this_model_and_these_prompts(reference):
+    file = Path(demo_model_path())
+    assert reference.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert reference.max_new_tokens == NUM_ANSWER_TOKENS
+    tokenizer = Tokenizer.load(str(file))
+    prompt_ids = {name: tokenizer.encode(text).tolist() for name, text in PROMPTS.items()}
+    assert prompt_ids == {name: answer.prompt_ids for name, answer in reference.answers.items()}
+    assert max(map(len, prompt_ids.values())) + NUM_ANSWER_TOKENS == LONGEST_REQUEST
+
+
+def test_chat_prompts_are_what_the_template_of_the_model_renders():
+    source = Tokenizer.load(demo_model_path()).chat_template
+    assert source is not None
+    turns = ("My name is Mira.", "Hello Mira, how can I help?", "What is my name?")
+    roles = ("user", "assistant", "user")
+    messages = [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=True)]
+    assert ChatTemplate(source).render(messages) == chat(*turns) == PROMPTS["chat-turns"]
+
+
+@with_engine()
+def test_one_by_one(engine, reference, compare, some_names):
+    comparison = compare("one by one")
+    outputs = [engine.generate(PROMPTS[name], PARAMS) for name in some_names]
+    check(comparison, reference, some_names, outputs)
+
+
+@with_engine()
+def test_all_at_once_and_once_more_from_the_radix_cache(engine, reference, compare):
+    assert engine.flush_cache()
+    comparison = compare("all at once")
+    check(comparison, reference, ALL, ask(engine, ALL))
+    comparison = compare("the second time")
+    outputs = ask(engine, ALL)
+    check(comparison, reference, ALL, outputs)
+    for output in outputs:
+        meta = output["meta_info"]
+        assert meta["cached_tokens"] == meta["prompt_tokens"] - 1
+
+
+@in_modes(MODES)
+def test_all_at_once(engine, mode, reference, compare):
+    comparison = compare(mode)
+    check(comparison, reference, ALL, ask(engine, ALL))
+
+
+@with_engine(max_total_tokens=int(1.3 * LONGEST_REQUEST))
+def test_all_at_once_where_requests_must_be_retracted(engine, reference, compare):
+    comparison = compare("KV pool of 1.3 requests")
+    check(comparison, reference, ALL, ask(engine, ALL))
+    assert engine.get_server_info()["num_retractions"] > 0
+
+
+@in_modes(COSTLY_MODES)
+def test_some_at_once(engine, mode, reference, compare, some_names):
+    comparison = compare(mode)
+    check(comparison, reference, some_names, ask(engine, some_names))
+
+
+@with_engine(dtype="bfloat16")
+def test_in_bfloat16_the_capital_of_france_is_paris(engine):
+    assert "Paris" in engine.generate(PROMPTS["chat-france"], PARAMS)["text"]
