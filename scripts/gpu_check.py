@@ -151,7 +151,9 @@ def _arguments() -> argparse.Namespace:
 def _steps(arguments: argparse.Namespace) -> Iterator[Step]:
     yield Step("environment", "scripts.gpu_steps.environment", 60)
     for path in _test_files():
-        yield Step(f"tests {path.name}", "scripts.gpu_steps.tests", 90, (str(path),))
+        yield Step(
+            f"tests {path.parent.name}/{path.stem}", "scripts.gpu_steps.tests", 90, (str(path),)
+        )
     for family in ("llama", "qwen2"):
         yield Step(f"tiny {family}", "scripts.gpu_steps.tiny", 110, ("--family", family))
     model = [str(path) for path in arguments.model or ()]

@@ -252,12 +252,21 @@ class ActorGroup:
         return Child(name, process, pidfd, reports)
 
 
+_DEFAULT_ENVIRONMENT = {
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
+    "MALLOC_ARENA_MAX": "2",
+    # OpenMP's threads wait for each other by spinning, for milliseconds: where another process
+    # needs the core they wait for nothing. So many turns bridge the gap between two operators.
+    "GOMP_SPINCOUNT": "1000",
+}
+
+
 def _environment() -> dict[str, str]:
-    """The parent's, with the folder this package was imported from, and gloo kept on this host."""
+    """The parent's, and the folder this package was imported from."""
     folder = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
-    defaults = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "MALLOC_ARENA_MAX": "2"}
-    return defaults | os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    return _DEFAULT_ENVIRONMENT | os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 def _check_model(config: ServerConfig, model_path: str) -> None:

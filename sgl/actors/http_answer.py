@@ -47,8 +47,8 @@ class _Stream:
         self._response = web.StreamResponse(headers=sse.HEADERS)
 
     async def send(self, running: RunningCall) -> web.StreamResponse:
-        await self._response.prepare(self._request)
         try:
+            await self._response.prepare(self._request)
             await self._send_events(running)
         except ConnectionResetError:
             logger.debug("request %s: its client left", self._request[REQUEST_ID])

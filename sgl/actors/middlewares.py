@@ -15,6 +15,7 @@ from aiohttp.typedefs import Middleware
 
 from sgl.actors.access import Access, Level
 from sgl.errors import EngineError, RequestError, UnauthorizedError
+from sgl.protocol.call import CLIENT_ABORT_STATUS
 from sgl.protocol.native_reply import native_error
 from sgl.protocol.openai import error_body, openai_error
 
@@ -122,8 +123,8 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         return error_response(request, error)
     except web.HTTPException as error:
         return _http_error(request, error)
-    except ConnectionResetError:
-        raise  # nobody is there to be told
+    except ConnectionResetError:  # nobody is there to read this; aiohttp would log a traceback
+        return web.Response(status=CLIENT_ABORT_STATUS)
     except Exception:  # the last line: whatever went wrong, the client gets JSON and no traceback
         logger.exception("request %s failed", request[REQUEST_ID])
         return error_response(

@@ -5,8 +5,10 @@ Axes: S slots    K key/value heads    E head size
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,8 +30,8 @@ class KvCache:
         self.num_pages = num_pages
         self.page_size = page_size
         shapes = [(num_pages * page_size, spec.num_kv_heads, spec.head_dim) for spec in layers]
-        self.keys_SKE = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
-        self.values_SKE = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        self.keys_SKE = [_zeros(shape, dtype, device) for shape in shapes]
+        self.values_SKE = [_zeros(shape, dtype, device) for shape in shapes]
 
     @staticmethod
     def bytes_per_token(layers: Sequence[AttentionSpec], dtype: torch.dtype) -> int:
@@ -39,3 +41,11 @@ class KvCache:
         """Write the keys and values of T tokens to their slots."""
         self.keys_SKE[layer_id].index_copy_(0, slots_T, k_TKE)
         self.values_SKE[layer_id].index_copy_(0, slots_T, v_TKE)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On the CPU, numpy's zeros: unlike torch's they take no memory before they are written."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, np.uint8)).view(dtype).view(shape)

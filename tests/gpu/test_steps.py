@@ -168,6 +168,7 @@ def waits_are_errors() -> Iterator[None]:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize(
     "fields",
     [

@@ -30,9 +30,11 @@ def compare(request: pytest.FixtureRequest) -> Callable[[str], Comparison]:
 def engine(request: pytest.FixtureRequest) -> Iterator[sgl.Engine]:
     """An engine in float32 with the flags of the test's indirect parameter.
 
-    In the end, when nobody asks it anything, all of its memory must be free.
+    In the end, when nobody asks it anything, all of its memory must be free. It computes in one
+    thread: where the cores are shared, several wait for the slowest of them in every layer.
     """
-    flags = {"dtype": "float32", "random_seed": 0} | getattr(request, "param", {})
+    defaults = {"dtype": "float32", "num_cpu_threads": 1, "random_seed": 0}
+    flags = defaults | getattr(request, "param", {})
     with sgl.Engine(**flags) as engine:
         yield engine
         _check_is_idle(engine)

@@ -218,14 +218,24 @@ class Stream:
           "hangs"; None while it runs
     """
 
-    def __init__(self, server: Server, *, prompt: str = "Once", num_tokens: int = 2000) -> None:
+    def __init__(
+        self,
+        server: Server,
+        *,
+        prompt: str = "Once",
+        num_tokens: int = 2000,
+        rid: str | None = None,
+    ) -> None:
         self.end: str | None = None
         self.status = 0
         self.output_ids: list[int] = []
         self.has_begun = threading.Event()
         self._connection = server.connection()
+        self._connection.connect()
+        self._socket = self._connection.sock
         self._body = {
             "text": prompt,
+            "rid": rid,
             "stream": True,
             "sampling_params": {
                 "max_new_tokens": num_tokens,
@@ -239,6 +249,10 @@ class Stream:
     def join(self, timeout_s: float = CLIENT_TIMEOUT_S) -> str | None:
         self._thread.join(timeout_s)
         return self.end
+
+    def leave(self) -> None:
+        """Close the connection in the middle of whatever is going on."""
+        self._socket.shutdown(socket.SHUT_RDWR)
 
     def _read(self) -> None:
         try:

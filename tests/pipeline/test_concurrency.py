@@ -13,7 +13,7 @@ from prompts import PROMPTS
 
 import sgl
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 Fields = dict[str, Any]
 

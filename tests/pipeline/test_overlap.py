@@ -19,7 +19,8 @@ def traced_steps(trace: Path, num_tokens: int, **flags: Any) -> list[dict[str, f
     """The steps of three answers of `num_tokens` tokens each."""
     sampling = {"temperature": 0, "max_new_tokens": num_tokens, "ignore_eos": True}
     prompts = [PROMPTS[name] for name in ("short-france", "short-story", "chat-turns")]
-    with sgl.Engine(trace_steps=str(trace), random_seed=0, **flags) as engine:
+    flags |= {"trace_steps": str(trace), "num_cpu_threads": 1, "random_seed": 0}
+    with sgl.Engine(**flags) as engine:
         outputs = engine.generate(prompts, sampling)
     assert [len(output["output_ids"]) for output in outputs] == [num_tokens] * 3
     steps = [json.loads(line) for line in trace.read_text().splitlines()]

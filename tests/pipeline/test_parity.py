@@ -19,7 +19,7 @@ from sgl.model_files import demo_model_path
 from sgl.protocol.chat_template import ChatTemplate
 from sgl.tokenizer import Tokenizer
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ALL = tuple(PROMPTS)
 LONGEST_REQUEST = 675 + NUM_ANSWER_TOKENS  # "long-six" and its answer
