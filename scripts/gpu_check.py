@@ -1,7 +1,7 @@
 """Check this runtime on a GPU, from single kernels to whole servers, in under nine minutes.
 
     python scripts/gpu_check.py --out FOLDER                 all steps, one after the other
-    python scripts/gpu_check.py --out FOLDER --model F.gguf  with a real model in place of none
+    python scripts/gpu_check.py --out FOLDER --model F.gguf  with a real model, if none is installed
     python scripts/gpu_check.py --out FOLDER --device cpu --quick      scaled down, without a GPU
 
 Each step is a process with a time limit, so that a crash, a hang or a broken CUDA context ends that

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web import RequestHandler
 
 from sgl.metrics import SchedulerStatus
@@ -33,6 +35,13 @@ class HeaderDeadline:
         for connection, first_seen in self._first_seen.items():
             if now - first_seen > self._timeout_s and connection.transport is not None:
                 connection.transport.abort()
+
+
+class ExpectMalformed(logging.Filter):
+    """Of aiohttp's log: no traceback for what is not HTTP. Its sender has got a 400."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 class StallWatch:

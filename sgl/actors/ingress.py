@@ -23,7 +23,7 @@ from aiohttp import web
 
 from sgl.actors.access import Access
 from sgl.actors.channel import Inbox, TickSender
-from sgl.actors.connections import HeaderDeadline, StallWatch
+from sgl.actors.connections import ExpectMalformed, HeaderDeadline, StallWatch
 from sgl.actors.front import Front, FrontOptions
 from sgl.actors.gate import Gate, Phase
 from sgl.actors.middlewares import (
@@ -214,6 +214,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def run(context: Context) -> None:
     """The process."""
+    logging.getLogger("aiohttp.server").addFilter(ExpectMalformed())
     uvloop.run(_run(context))
 
 

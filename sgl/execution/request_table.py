@@ -98,7 +98,7 @@ class RequestTable:
     def _set_numbers(self, row: int, sampling: SamplingParams, seed: int) -> None:
         top_k = self.vocab_size if sampling.top_k == -1 else min(sampling.top_k, self.vocab_size)
         numbers = [top_k if name == "top_k" else getattr(sampling, name) for name in _NUMBERS]
-        self.seed_R[row] = seed
+        self.seed_R[row].fill_(seed)
         self.numbers_RN[row] = self.to_device(np.array(numbers, np.float32))
 
     def _count_tokens(self, row: int, new: NewRow) -> None:
@@ -109,7 +109,7 @@ class RequestTable:
         output_ids = self._ids(new.output_ids)
         ones = torch.ones_like(output_ids, dtype=torch.int32)
         self.output_counts_RV[row].zero_().index_add_(0, output_ids, ones)
-        self.is_in_prompt_RV[row].zero_()[self._ids(new.prompt_ids)] = True
+        self.is_in_prompt_RV[row].zero_().index_fill_(0, self._ids(new.prompt_ids), True)
 
     def _append_pages(self, row: int, pages: np.ndarray) -> None:
         if not len(pages):

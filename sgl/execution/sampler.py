@@ -58,7 +58,7 @@ class Sampler:
             self._penalise(logits_BV, penalised, rows_B[penalised])
         too_short = table.num_output_R[rows_B] < table.min_output_R[rows_B]
         for index in np.flatnonzero(too_short):
-            logits_BV[index, table.eos_ids[rows_B[index]]] = float("-inf")
+            logits_BV[index].index_fill_(0, table.eos_ids[rows_B[index]], float("-inf"))
         for index in np.flatnonzero(table.has_bias_R[rows_B]):
             if bias := table.biases[rows_B[index]]:
                 logits_BV[index].index_add_(0, *bias)

@@ -13,7 +13,7 @@ import torch
 from sgl.execution.attention.torch_attention import TorchAttention
 from sgl.execution.kv_cache import KvCache
 from sgl.execution.request_table import RequestTable
-from sgl.execution.runner import Runner
+from sgl.execution.runner import Runner, StepOutput
 from sgl.kernels.collectives import TensorParallel
 from sgl.messages import Chunk, LogprobOptions, Logprobs, NewRow, StepPlan, StepResult, pack, unpack
 from sgl.sampling_params import SamplingParams
@@ -158,16 +158,26 @@ def test_the_pages_on_the_device_are_those_of_the_host(bench):
 
 
 @contextmanager
-def waits_are_errors() -> Iterator[None]:
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+def waits_are_errors(device: str) -> Iterator[None]:
+    """Nobody can read a number of a meta tensor; a GPU must be told to forbid it."""
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
-        torch.cuda.set_sync_debug_mode(before)
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.gpu
+def replace_copies(monkeypatch) -> None:
+    """Copies to a device without data, and from it."""
+    monkeypatch.setattr(RequestTable, "to_device", lambda _, array: torch.tensor(array).to("meta"))
+    monkeypatch.setattr(
+        Runner, "_output", lambda _, step, ids, rows: StepOutput(step, torch.zeros(len(ids)), rows)
+    )
+
+
+@pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize(
     "fields",
@@ -181,16 +191,19 @@ def waits_are_errors() -> Iterator[None]:
     ],
     ids=lambda fields: " ".join(fields),
 )
-def test_no_step_waits_for_the_device(fields, tmp_path):
-    bench = Bench(tmp_path / "model", "cuda")
+def test_no_step_waits_for_the_device(fields, device, tmp_path, monkeypatch):
+    if device == "meta":
+        replace_copies(monkeypatch)
+    bench = Bench(tmp_path / "model", device)
     sampling = SamplingParams(**fields)
 
     def run_request() -> None:
-        bench.step([], [bench.new(0, sampling), bench.new(1)],
-                   [bench.chunk(0, [1, 2, 3]), bench.chunk(1, [1, 2, 3, 4])])  # fmt: skip
+        admitted = [bench.new(0, sampling), bench.new(1)]
+        whole, part = bench.chunk(0, [1, 2, 3]), bench.chunk(1, [1, 2, 3, 4], is_last=False)
+        bench.step([], admitted, [whole, part])
         bench.step([0], [], [bench.chunk(1, [5, 6])])
         bench.step([0, 1])
 
     run_request()  # kernels and libraries are loaded at their first use
-    with waits_are_errors():
+    with waits_are_errors(device):
         run_request()

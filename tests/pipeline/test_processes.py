@@ -48,6 +48,7 @@ def test_clients_are_told_when_the_engine_dies(tmp_path: Path) -> None:
         assert [stream.join() for stream in streams] == ["error"] * 4
 
 
+@pytest.mark.timeout(600)
 def test_starting_and_killing_again_and_again_leaves_nothing(tmp_path: Path, is_full: bool) -> None:
     for number in range(20 if is_full else 3):
         with Server(toy_flags(tmp_path / "toy"), tmp_path) as server:
