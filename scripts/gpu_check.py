@@ -177,10 +177,11 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def _row(result: dict[str, Any]) -> str:
     verdict = {True: "ok", False: "FAILED", None: "-"}[result["ok"]]
-    figures = [
+    figures = ", ".join(
         f"{key} {value}" for key, value in result.items() if key not in ("step", "check", "ok")
-    ]
-    return f"{verdict:7}{result['step']:28}{result['check']:40}{', '.join(figures)}"
+    )
+    flat = " ".join(figures.split())
+    return f"{verdict:7}{result['step']:28}{result['check']:40}{flat}"
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

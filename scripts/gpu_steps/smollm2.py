@@ -25,6 +25,8 @@ from sgl.model_files import demo_model_path
 PORT = 32050
 START_S = 90.0
 STOP_S = 30.0
+ANSWER_S = 30.0
+ANSWER = "Paris"  # to the question that the server prints
 _CURL = re.compile(r"curl (?P<url>http://\S+) .*?-d '(?P<body>.*?)'", re.DOTALL)
 
 
@@ -107,8 +109,14 @@ class Trial:
         printed = _CURL.search(log)
         assert printed, "the server prints no request to try"
         path = printed["url"].split(f":{self.port}", 1)[1]
-        status, text = self._post_or_get(path, printed["body"])
-        self._add("printed request", status == 200 and "Paris" in text, answer=text[:300])
+        try:
+            _, text = self._post_or_get(path, printed["body"])
+        except TimeoutError:
+            text = "no answer in time"
+        is_right = ANSWER in text
+        self._add("printed request", is_right, answer=text[-300:])
+        answer = self._generate("The capital of France is", max_new_tokens=16)["text"]
+        self._add("completion", "Paris" in answer, answer=answer)
 
     def _measure_stream(self, num_tokens: int) -> None:
         seconds = []
@@ -146,7 +154,7 @@ class Trial:
             data=None if body is None else body.encode(),
             headers={"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with urllib.request.urlopen(request, timeout=ANSWER_S) as response:
             return response.status, response.read().decode()
 
     def _add(self, check: str, ok: bool | None, **figures: object) -> None:

@@ -2,7 +2,7 @@
 
     start ──▶ rings, status page ──▶ worker 0 … n, scheduler, detokenizer, ingress
     poll ───▶ each says ActorReady, or why it cannot work
-    stop ───▶ the last started ends first; no process or descriptor is left
+    stop ───▶ all are killed; no process or descriptor is left
 
 Nothing here has a name in a file system, not even the store where the ranks meet: a group that is
 killed, in whatever way and at whatever moment, leaves nothing to clean up.
@@ -50,7 +50,6 @@ from sgl.models.config import ModelConfig
 logger = logging.getLogger(__name__)
 
 LAST_WORDS_S = 1.0  # what the ingress gets to tell its clients that the engine is gone
-KILL_AFTER_S = 2.0
 
 
 @dataclass(slots=True)
@@ -160,11 +159,12 @@ class ActorGroup:
         self._to_ingress.send(Drain(delay_s, timeout_s))
 
     def say_last_words(self, reason: str) -> None:
-        """Let the ingress tell its clients that the engine is gone."""
-        if "ingress" not in self.names or self.child("ingress").has_ended:
-            return
+        """Let the ingress tell its clients that the engine is gone; the others end meanwhile."""
         assert self._to_ingress
         self._to_ingress.send(EngineDied(reason))
+        for child in self.children:
+            if child.name != "ingress":
+                child.process.kill()
         with suppress(subprocess.TimeoutExpired):
             self.child("ingress").process.wait(LAST_WORDS_S)
 
@@ -174,16 +174,14 @@ class ActorGroup:
             self.child(name).process.send_signal(signal.SIGUSR1)
 
     def stop(self) -> None:
-        """End all processes and give everything back. May be called more than once."""
+        """End all processes and give everything back. May be called more than once.
+
+        They are not asked: none has anything to finish, and one that hangs would not hear.
+        """
         for child in reversed(self.children):
-            child.process.terminate()
-        deadline = time.monotonic() + KILL_AFTER_S
-        for child in reversed(self.children):
-            try:
-                child.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                child.process.kill()  # stopped processes take no other signal
-                child.process.wait()
+            child.process.kill()
+        for child in self.children:
+            child.process.wait()
         self._descriptors.close()
         self.children, self.rings = [], {}
 

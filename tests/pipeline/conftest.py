@@ -20,10 +20,10 @@ def reference() -> Reference:
 
 
 @pytest.fixture
-def compare(request: pytest.FixtureRequest) -> Callable[[str], Comparison]:
-    """Begins a comparison, by the name of its mode."""
+def compare(request: pytest.FixtureRequest) -> Callable[..., Comparison]:
+    """Begins a comparison: the name of its mode, then the fields that have defaults."""
     report = request.config.stash.setdefault(_REPORT, [])
-    return lambda mode: Comparison(mode, report)
+    return lambda mode, **fields: Comparison(mode, report, **fields)
 
 
 @pytest.fixture(scope="module")
