@@ -180,7 +180,7 @@ class Engine:
                 allow_auto_truncate=config.allow_auto_truncate,
             ),
         )
-        self._inbox = Inbox(self._loop)
+        self._inbox = Inbox(self._loop, lambda error: self._front.engine_died(repr(error)))
         reader = group.open_reader("detokenizer->ingress")
         self._inbox.add(Receiver(reader, DetokenizerToIngress), self._front.receive)
 

@@ -236,7 +236,7 @@ async def connected_front(
         tokenizer or LetterTokenizer(),
         FrontOptions(**(defaults | options)),
     )
-    inbox = Inbox(loop)
+    inbox = Inbox(loop, _fail)
     inbox.add(engine.requests.receiver, engine.receive)
     inbox.add(engine.text.receiver, front.receive)
     steps = asyncio.create_task(engine.run())
@@ -249,3 +249,7 @@ async def connected_front(
         steps.cancel()
         inbox.close()
         front.close()
+
+
+def _fail(error: Exception) -> None:
+    raise error

@@ -237,18 +237,19 @@ class Poller:
 class Inbox:
     """Lets an asyncio loop hand out messages and the death of peers.
 
-    An exception of a handler, or a RingCorruptError, goes to the loop's exception handler: an actor
-    sets one that ends the process.
+    fail   called with the exception of a handler, or with a RingCorruptError: messages are lost, so
+           whoever waits for them would wait for ever
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, fail: Callable[[Exception], None]) -> None:
         self._loop = loop
+        self._fail = fail
         self._deliveries: dict[int, Callable[[], None]] = {}
         self._pidfds: set[int] = set()
 
     def add(self, receiver: Receiver[T], handle: Callable[[list[T]], None]) -> None:
         """Call `handle` with all new messages whenever there are some."""
-        deliver = partial(_deliver, receiver, handle)
+        deliver = partial(self._deliver, receiver, handle)
         self._deliveries[receiver.fileno()] = deliver
         self._loop.add_reader(receiver.fileno(), deliver)
 
@@ -268,17 +269,19 @@ class Inbox:
         self._deliveries.clear()
         self._pidfds.clear()
 
+    def _deliver(self, receiver: Receiver[T], handle: Callable[[list[T]], None]) -> None:
+        try:
+            if received := receiver.receive():
+                handle(received)
+        except Exception as error:  # the outermost loop of what an actor hears
+            self._fail(error)
+
     def _tell(self, name: str, pidfd: int, handle: Callable[[PeerDiedError], None]) -> None:
         self._pidfds.remove(pidfd)
         self._loop.remove_reader(pidfd)
         for deliver in list(self._deliveries.values()):
             deliver()
         handle(PeerDiedError(name))
-
-
-def _deliver(receiver: Receiver[T], handle: Callable[[list[T]], None]) -> None:
-    if received := receiver.receive():
-        handle(received)
 
 
 class TickSender(Generic[T_contra]):

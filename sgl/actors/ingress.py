@@ -16,7 +16,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 import uvloop
 from aiohttp import web
@@ -34,7 +34,6 @@ from sgl.actors.middlewares import (
     log_requests,
     name_request,
 )
-from sgl.actors.ring import RingCorruptError
 from sgl.actors.routes import Routes, ServedModel, generate_quietly
 from sgl.config import ServerConfig
 from sgl.errors import ConfigError, EngineError
@@ -226,7 +225,6 @@ def run(context: Context) -> None:
 
 async def _run(context: Context) -> None:
     config, loop = context.config, asyncio.get_running_loop()
-    loop.set_exception_handler(_end_if_broken)
     tokenizer = context.load_tokenizer()
     model = ServedModel(
         path=context.bootstrap.paths["model"],
@@ -248,7 +246,7 @@ async def _run(context: Context) -> None:
         ),
     )
     ingress = Ingress(config, model, front, context.status, partial(context.status.beat, "ingress"))
-    inbox = Inbox(loop)
+    inbox = Inbox(loop, _end_process)
     inbox.add(context.receiver("detokenizer->ingress", DetokenizerToIngress), front.receive)
     inbox.add(context.receiver("supervisor->ingress", SupervisorToIngress), ingress.receive)
     listener = listen(config.host, config.port)
@@ -257,12 +255,10 @@ async def _run(context: Context) -> None:
     inbox.close()
 
 
-def _end_if_broken(loop: asyncio.AbstractEventLoop, event: dict[str, Any]) -> None:
-    """A ring that cannot be read is the end of this process; anything else is for the log."""
-    if isinstance(event.get("exception"), RingCorruptError):
-        logger.critical("A ring is broken: %s", event["exception"])
-        os._exit(1)
-    loop.default_exception_handler(event)
+def _end_process(error: Exception) -> None:
+    """Messages are lost: end, so that the supervisor ends the rest and no client waits for ever."""
+    logger.critical("The ingress failed", exc_info=error)
+    os._exit(1)
 
 
 def _chat_template(name: str | None, tokenizer: Tokenizer | None) -> ChatTemplate | None:

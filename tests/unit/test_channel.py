@@ -335,10 +335,25 @@ async def ticks(num: int = 5) -> None:
         await asyncio.sleep(0.001)
 
 
+def fail(error: Exception) -> None:
+    raise error
+
+
+def test_an_inbox_tells_when_messages_are_lost(loop, channel):
+    sender, receiver = channel
+    failures: list[Exception] = []
+    inbox = Inbox(loop, failures.append)
+    inbox.add(receiver, lambda messages: 1 // 0)
+    sender.send(Abort(1))
+    loop.run_until_complete(ticks())
+    inbox.close()
+    assert [type(error) for error in failures] == [ZeroDivisionError]
+
+
 def test_an_inbox_hands_out_messages_as_they_come(loop, channel):
     sender, receiver = channel
     batches: list[list[object]] = []
-    inbox = Inbox(loop)
+    inbox = Inbox(loop, fail)
     inbox.add(receiver, batches.append)
     loop.run_until_complete(ticks())
     assert batches == []
@@ -360,7 +375,7 @@ def test_an_inbox_tells_a_death_once_and_after_the_last_messages(loop):
     told: list[object] = []
     local = LocalChannel()
     with peer() as (process, pidfd):
-        inbox = Inbox(loop)
+        inbox = Inbox(loop, fail)
         inbox.watch("scheduler", pidfd, lambda error: told.append(error.name))
         inbox.add(local.receiver, told.extend)
         loop.run_until_complete(ticks())
@@ -377,7 +392,7 @@ def test_a_closed_inbox_hands_out_nothing(loop):
     told: list[object] = []
     local = LocalChannel()
     with peer() as (process, pidfd):
-        inbox = Inbox(loop)
+        inbox = Inbox(loop, fail)
         inbox.watch("scheduler", pidfd, told.append)
         inbox.add(local.receiver, told.extend)
         inbox.close()
