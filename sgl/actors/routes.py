@@ -234,7 +234,7 @@ class Routes:
     async def flush_cache(self, request: web.Request) -> web.Response:
         reply = await self._front.control("flush_cache")
         if not reply.ok:
-            raise InvalidRequestError(f"the cache was not flushed: {reply.text}")
+            raise InvalidRequestError(reply.text)
         return web.Response(text="Cache flushed.\n")
 
     async def _body(self, request: web.Request) -> bytes:

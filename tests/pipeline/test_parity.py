@@ -107,6 +107,22 @@ def test_all_at_once_where_requests_must_be_retracted(engine, reference, compare
     assert engine.get_server_info()["num_retractions"] > 0
 
 
+@with_engine(max_total_tokens=400, schedule_conservativeness=0)
+def test_requests_that_are_retracted_again_and_again_lose_nothing(engine, reference, compare):
+    names = [name for name in ALL if len(reference.answers[name].prompt_ids) < 60]
+    comparison = compare("KV pool of 400 tokens, nothing held back")
+    prompts = [PROMPTS[name] for name in names]
+    outputs = engine.generate(prompts, PARAMS, return_logprob=True, logprob_start_len=0)
+    check(comparison, reference, names, outputs)
+    for name, output in zip(names, outputs, strict=True):
+        meta, answer = output["meta_info"], reference.answers[name]
+        prompt_logprobs = [value for value, *_ in meta["input_token_logprobs"][1:]]
+        assert prompt_logprobs == pytest.approx(answer.prompt_logprobs, abs=1e-3)
+        output_ids = [token_id for _, token_id, _ in meta["output_token_logprobs"]]
+        assert output_ids == answer.output_ids
+    assert engine.get_server_info()["num_retractions"] > 3
+
+
 @in_modes
 def test_some_at_once(engine, mode, reference, compare, some_names):
     comparison = compare(mode)
