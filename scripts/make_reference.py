@@ -33,12 +33,11 @@ class Reference:
     """The model and both tokenizers."""
 
     def __init__(self, file: Path) -> None:
-        place = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
         self.tokenizer = Tokenizer.load(str(file))
-        self.other_tokenizer = AutoTokenizer.from_pretrained(**place)
+        self.other_tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         self.model = AutoModelForCausalLM.from_pretrained(
-            **place, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
+            file.parent, gguf_file=file.name, dtype=torch.float32, attn_implementation="eager"
+        )
 
     def answer(self, prompt: str) -> dict[str, Any]:
         prompt_ids = self.tokenizer.encode(prompt).tolist()

@@ -100,6 +100,8 @@ class Engine:
 
     def get_server_info(self) -> dict[str, Any]:
         """The settings, and the scheduler's numbers at this moment."""
+        if not self._thread.is_alive():
+            raise EngineError("the engine was shut down")
         status = self._group.status.read()
         limits = {"max_total_num_tokens": self._front.max_total_tokens}
         return self._config.public_values() | limits | msgspec.structs.asdict(status)

@@ -35,7 +35,7 @@ class Answer:
 
     def agrees(self, output: dict[str, Any]) -> bool:
         meta = output["meta_info"]
-        return (
+        return bool(
             self.output_ids == output["output_ids"]
             and self.text == output["text"]
             and self.finish_reason == meta["finish_reason"]

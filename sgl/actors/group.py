@@ -86,7 +86,7 @@ class ActorGroup:
         self.status = StatusPage.create(self.names)
         self._rendezvous_fd = os.memfd_create("sgl-rendezvous", os.MFD_CLOEXEC)
         self._descriptors = ExitStack()  # closes all that this group opened
-        self._descriptors.callback(os.close, self.status.fd)
+        self._descriptors.callback(self.status.close)
         self._descriptors.callback(os.close, self._rendezvous_fd)
         self._to_ingress: Sender[SupervisorToIngress] | None = None
 

@@ -42,16 +42,24 @@ class StatusPage:
     def __init__(self, fd: int, actor_names: Sequence[str]) -> None:
         self.fd = fd
         self._index = {name: index for index, name in enumerate(actor_names)}
-        memory = memoryview(mmap.mmap(fd, _page_len(actor_names)))
+        self._map = mmap.mmap(fd, _page_len(actor_names))
         split = 8 * len(actor_names)
-        self._progress = memory[:split].cast("Q")
-        self._gauges = memory[split:].cast("d")
+        with memoryview(self._map) as memory, memory[:split] as head, memory[split:] as tail:
+            self._progress = head.cast("Q")
+            self._gauges = tail.cast("d")
 
     @classmethod
     def create(cls, actor_names: Sequence[str]) -> StatusPage:
         fd = os.memfd_create("sgl-status", os.MFD_CLOEXEC)
         os.ftruncate(fd, _page_len(actor_names))
         return cls(fd, actor_names)
+
+    def close(self) -> None:
+        """Give the descriptor and the memory back; the map has a descriptor of its own."""
+        self._progress.release()
+        self._gauges.release()
+        self._map.close()
+        os.close(self.fd)
 
     def beat(self, actor_name: str) -> None:
         """The actor went once around its loop."""
