@@ -229,14 +229,16 @@ def _cpu_name() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("cases", nargs="*", default=list(CASES), choices=[*CASES, []])
+    parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; all if none is given")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if unknown := set(options.cases) - CASES.keys():
+        parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
     bench = Bench(options.rounds)
     lines = [environment()]
     print(json.dumps(lines[0]))
-    for case in options.cases:
+    for case in options.cases or CASES:
         lines.append(report(case, CASES[case](bench)))
         print(json.dumps(lines[-1]), flush=True)
     if options.out:

@@ -26,14 +26,14 @@ ACCEPTED = (
         "scheduling always overlaps the device; --disable-overlap-schedule turns that off",
     ),
     _accepted(
-        "--disable-cuda-graph --disable-cuda-graph-padding",
-        "nothing",
-        "this release uses no CUDA graphs",
-    ),
-    _accepted(
         "--disable-flashinfer --disable-flashinfer-sampling",
         "nothing",
         "this release does not use flashinfer",
+    ),
+    _accepted(
+        "--attention-reduce-in-fp32 --triton-attention-reduce-in-fp32",
+        "nothing",
+        "the triton back end always sums in float32",
     ),
     _accepted(
         "--disable-custom-all-reduce", "nothing", "all-reduce is always left to NCCL or gloo"
@@ -55,7 +55,6 @@ ACCEPTED = (
 _NO_QUANTIZATION = "weight quantisation is not in this release; serve the checkpoint as it is"
 _NO_LORA = "LoRA adapters are not in this release; merge the adapter into a checkpoint"
 _NO_SPECULATION = "speculative decoding is not in this release; leave it out"
-_NO_GRAPHS = "CUDA graphs are not in this release; leave it out"
 _NO_COMPILE = "torch.compile is not in this release; leave it out"
 _NO_NODES = "one server runs on one machine in this release; use --tp for its GPUs"
 _NO_GRAMMAR = "constrained decoding is not in this release; leave it out"
@@ -82,28 +81,29 @@ REFUSED = (
         "only fast tokenizers are used; leave it out and give a model with a tokenizer.json",
     ),
     _refused(
-        "--attention-backend",
-        "one",
-        "auto torch torch_native",
-        "flashinfer and triton come with a later release; use torch",
-    ),
-    _refused(
         "--sampling-backend",
         "one",
         "auto pytorch",
         "flashinfer comes with a later release; use pytorch",
     ),
     _refused(
-        "--attention-reduce-in-fp32 --triton-attention-reduce-in-fp32",
-        "nothing",
-        "",
-        "it belongs to the triton back end, which comes with a later release; leave it out",
-    ),
-    _refused(
         "--triton-attention-num-kv-splits",
         "one",
         "8",
-        "it belongs to the triton back end, which comes with a later release; leave it out",
+        "the triton back end chooses by batch size; leave it out",
+    ),
+    _refused(
+        "--disable-cuda-graph-padding",
+        "nothing",
+        "",
+        "batches are filled up to the next recorded size, by an eighth at most; use "
+        "--disable-cuda-graph to run without graphs",
+    ),
+    _refused(
+        "--cuda-graph-bs",
+        "many",
+        "",
+        "sizes are chosen so that little is filled up; use --cuda-graph-max-bs for the largest",
     ),
     _refused(
         "--dp-size --data-parallel-size --dp",
@@ -131,8 +131,6 @@ REFUSED = (
     _refused("--enable-ep-moe", "nothing", "", _NO_EXPERTS),
     _refused("--enable-torch-compile", "nothing", "", _NO_COMPILE),
     _refused("--torch-compile-max-bs --max-torch-compile-bs", "one", "32", _NO_COMPILE),
-    _refused("--cuda-graph-max-bs", "one", "", _NO_GRAPHS),
-    _refused("--cuda-graph-bs", "many", "", _NO_GRAPHS),
     _refused("--is-embedding", "nothing", "", "embedding models are not in this release"),
     _refused("--lora-paths", "many", "", _NO_LORA),
     _refused("--max-loras-per-batch", "one", "8", _NO_LORA),

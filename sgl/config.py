@@ -168,7 +168,7 @@ class ServerConfig:
         low=1,
     )
     max_running_requests: int | None = flag(
-        "most requests that run at the same time", default_text="on cuda 512, on the CPU 32", low=1
+        "most requests that run at the same time", default_text="on cuda 1024, on the CPU 32", low=1
     )
     chunked_prefill_size: int | None = flag(
         "prompt tokens computed in one step; longer prompts take several; -1: --max-prefill-tokens",
@@ -177,6 +177,24 @@ class ServerConfig:
     )
     max_prefill_tokens: int = flag("upper bound of --chunked-prefill-size", default=16384, low=1)
     page_size: int = flag("tokens of a page of the KV cache", default=1, low=1, high=1024)
+    attention_backend: str = flag(
+        "kernels for attention",
+        default="auto",
+        choices=("auto", "triton", "torch"),
+        default_text="auto: triton on cuda, torch on the CPU",
+        spellings={"torch_native": "torch"},
+        refused={
+            "flashinfer": "flashinfer comes with a later release; use triton",
+            "fa3": "FlashAttention comes with a later release; use triton",
+        },
+    )
+    disable_cuda_graph: bool = flag(
+        "launch the kernels of decode steps one by one instead of as recorded graphs",
+        default=False,
+    )
+    cuda_graph_max_bs: int = flag(
+        "decode steps of up to so many requests are recorded as CUDA graphs", default=512, low=1
+    )
     disable_radix_cache: bool = flag("do not keep the KV of finished requests", default=False)
     schedule_policy: str = flag(
         "order of waiting requests; lpm: longest cached prefix first",
@@ -277,7 +295,7 @@ class ServerConfig:
             mem_fraction_static=self.mem_fraction_static
             or (_cuda_mem_fraction(self.tp_size) if on_cuda else 0.8),
             max_total_tokens=self.max_total_tokens or (None if on_cuda else 131072),
-            max_running_requests=self.max_running_requests or (512 if on_cuda else 32),
+            max_running_requests=self.max_running_requests or (1024 if on_cuda else 32),
             max_step_tokens=min(step_tokens, self.max_prefill_tokens),
             num_cpu_threads=self.num_cpu_threads or max(1, num_cores // self.tp_size),
         )

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sgl.kernels.collectives import TensorParallel
-from sgl.models.batch import AttentionSpec, CausalLM
+from sgl.kernels.rotary import rotate
+from sgl.models.batch import Angles, AttentionSpec, CausalLM
 from sgl.models.config import ModelConfig
 from sgl.models.loader import load_model
 
@@ -99,10 +100,12 @@ class DenseBatch:
         positions_T = torch.arange(len(token_ids))
         return cls(torch.tensor(token_ids), positions_T, model.attention_layers)
 
-    def attend(self, layer_id: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
+    def attend(self, layer_id: int, qkv_TNE: Tensor, angles: Angles) -> Tensor:
         spec = self.layers[layer_id]
-        assert q_THE.shape[1:] == (spec.num_heads, spec.head_dim)
-        assert k_TKE.shape[1:] == v_TKE.shape[1:] == (spec.num_kv_heads, spec.head_dim)
+        counts = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
+        assert qkv_TNE.shape[1:] == (sum(counts), spec.head_dim)
+        rotate(qkv_TNE[:, : sum(counts[:2])], *angles)
+        q_THE, k_TKE, v_TKE = qkv_TNE.split(counts, dim=1)
         group_len = spec.num_heads // spec.num_kv_heads
         k_THE, v_THE = (x.repeat_interleave(group_len, dim=1) for x in (k_TKE, v_TKE))
         scores_HTS = torch.einsum("the,she->hts", q_THE, k_THE) * spec.scale

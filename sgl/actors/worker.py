@@ -17,7 +17,8 @@ import torch
 from sgl.actors.actor import Context
 from sgl.actors.channel import Poller, Receiver, Sender
 from sgl.errors import ConfigError
-from sgl.execution.attention.torch_attention import TorchAttention
+from sgl.execution.attention.choice import is_recordable, make_backend
+from sgl.execution.decode_graphs import DecodeGraphs
 from sgl.execution.kv_cache import KvCache
 from sgl.execution.request_table import RequestTable
 from sgl.execution.runner import Runner, StepOutput
@@ -164,7 +165,14 @@ def _make_runner(
         context.model_config.vocab_size,
         device,
     )
-    return Runner(model, table, TorchAttention(model.attention_layers, cache), tp)
+    name = context.config.attention_backend
+    attention = make_backend(name, model.attention_layers, cache)
+    graphs = None
+    if is_recordable(attention) and not context.config.disable_cuda_graph:
+        max_size = min(context.config.cuda_graph_max_bs, context.limits.max_running_requests)
+        graphs = DecodeGraphs(model, table, attention, max_size)
+        graphs.record()
+    return Runner(model, table, attention, tp, graphs)
 
 
 def _size_pool(

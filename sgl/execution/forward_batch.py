@@ -1,53 +1,64 @@
 """One step as the model sees it: all tokens end to end, and where their KV goes.
 
-Axes: T tokens of the step    B requests of the step    R rows of the request table
+    host     plan, layout ──▶ step_inputs ── one copy ──▶ inputs_4T
+    device   inputs_4T, last tokens of the rows ──▶ token ids, positions, slots ──▶ model
+
+Axes: T tokens of the step    N = H + 2K heads    E head size
 """
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sgl.execution.attention import AttentionBackend
 from sgl.execution.request_table import RequestTable
 from sgl.execution.step_layout import StepLayout
+from sgl.kernels.rotary import rotate_and_store
+from sgl.kernels.step_tokens import take_tokens
 from sgl.messages import StepPlan
+from sgl.models.batch import Angles
+
+
+def step_inputs(
+    plan: StepPlan, layout: StepLayout, table: RequestTable, page_size: int
+) -> np.ndarray:
+    """Row, position, slot and id of every token, int32 [4, T].
+
+    Decodes have the id -1: theirs is the token that the last step left in the table.
+    """
+    positions_T = layout.positions()
+    inputs_4T = np.empty((4, len(positions_T)), np.int32)
+    rows_T = np.repeat(layout.rows_B, layout.query_lens_B)
+    pages_T = table.pages_RP[rows_T, positions_T // page_size]
+    inputs_4T[0] = rows_T
+    inputs_4T[1] = positions_T
+    inputs_4T[2] = pages_T * page_size + positions_T % page_size
+    inputs_4T[3, : layout.num_decodes] = -1
+    ids = b"".join(chunk.token_ids for chunk in plan.chunks)
+    inputs_4T[3, layout.num_decodes :] = np.frombuffer(ids, np.int32)
+    return inputs_4T
 
 
 class ForwardBatch:
-    """The inputs of one forward pass; `attend` is the only door to the KV cache."""
+    """The inputs of one forward pass; `attend` is the only door to the KV cache.
 
-    def __init__(
-        self,
-        plan: StepPlan,
-        layout: StepLayout,
-        table: RequestTable,
-        attention: AttentionBackend,
-    ) -> None:
-        page_size = attention.cache.page_size
-        positions = layout.positions()
-        rows_T = np.repeat(layout.rows_B, layout.query_lens_B)
-        pages_T = table.pages_RP[rows_T, positions // page_size].astype(np.int64)
+    `attention` has been told the step's shape already.
+    """
+
+    def __init__(self, inputs_4T: Tensor, table: RequestTable, attention: AttentionBackend) -> None:
+        cache = attention.cache
         self.attention = attention
-        self.token_ids_T = _token_ids(plan, layout, table)
-        self.positions_T = table.to_device(positions)
-        self.slots_T = table.to_device(pages_T * page_size + positions % page_size)
-        attention.plan(layout, table)
+        self.token_ids_T = take_tokens(
+            inputs_4T, table.last_token_R, table.device_pages_RP, cache.page_size
+        )
+        self.positions_T = inputs_4T[1]
+        self.slots_T = inputs_4T[2] if inputs_4T.device.type == "cuda" else inputs_4T[2].long()
 
-    def attend(self, layer_id: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
+    def attend(self, layer_id: int, qkv_TNE: Tensor, angles: Angles) -> Tensor:
         """Store the keys and values of all T tokens, then attend over each request's own."""
-        self.attention.cache.store(layer_id, self.slots_T, k_TKE, v_TKE)
+        cache = self.attention.cache
+        q_THE = rotate_and_store(
+            qkv_TNE, *angles, cache.keys_SKE[layer_id], cache.values_SKE[layer_id], self.slots_T
+        )
         return self.attention.run(layer_id, q_THE)
-
-
-def _token_ids(plan: StepPlan, layout: StepLayout, table: RequestTable) -> Tensor:
-    """Decodes read the token the last step left in the table; chunks bring theirs."""
-    parts = []
-    if layout.num_decodes:
-        decode_rows = table.to_device(layout.rows_B[: layout.num_decodes])
-        parts.append(table.last_token_R[decode_rows])
-    if plan.chunks:
-        ids = b"".join(chunk.token_ids for chunk in plan.chunks)
-        parts.append(table.to_device(np.frombuffer(ids, np.int32).astype(np.int64)))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -16,7 +16,10 @@ from sgl.models.batch import AttentionSpec
 
 
 class KvCache:
-    """Slots start as zeros: padding reads them, and 0 * garbage must not become NaN."""
+    """Slots start as zeros: padding reads them, and 0 * garbage must not become NaN.
+
+    One page more than can be handed out, `padding_page`, is for what fills a batch up.
+    """
 
     def __init__(
         self,
@@ -27,20 +30,16 @@ class KvCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.num_pages = num_pages
+        self.padding_page = num_pages
         self.page_size = page_size
-        shapes = [(num_pages * page_size, spec.num_kv_heads, spec.head_dim) for spec in layers]
+        num_slots = (num_pages + 1) * page_size
+        shapes = [(num_slots, spec.num_kv_heads, spec.head_dim) for spec in layers]
         self.keys_SKE = [_zeros(shape, dtype, device) for shape in shapes]
         self.values_SKE = [_zeros(shape, dtype, device) for shape in shapes]
 
     @staticmethod
     def bytes_per_token(layers: Sequence[AttentionSpec], dtype: torch.dtype) -> int:
         return sum(2 * spec.num_kv_heads * spec.head_dim * dtype.itemsize for spec in layers)
-
-    def store(self, layer_id: int, slots_T: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> None:
-        """Write the keys and values of T tokens to their slots."""
-        self.keys_SKE[layer_id].index_copy_(0, slots_T, k_TKE)
-        self.values_SKE[layer_id].index_copy_(0, slots_T, v_TKE)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

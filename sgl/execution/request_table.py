@@ -2,7 +2,8 @@
 
 A plan tells only what changes, so a decode step needs no token from the scheduler: it reads the
 token that the step before has left here. Lengths and flags are known to the host in advance and
-are kept there (`*_R` numpy arrays), so nothing ever waits for the device to learn a shape.
+are kept there (`*_R` numpy arrays), so nothing ever waits for the device to learn a shape. The
+pages that a step's tokens go to are noted on the device by the step itself (`take_tokens`).
 
 Axes: R rows    P pages of a row    V vocabulary    N numbers a row samples with
 """
@@ -18,14 +19,18 @@ from sgl.sampling_params import SamplingParams
 
 
 class RequestTable:
-    """Rows are taken and given up by the plan; the table itself decides nothing."""
+    """Rows are taken and given up by the plan; the table itself decides nothing.
+
+    One row more than requests may have, `padding_row`, is for what fills a batch up.
+    """
 
     def __init__(
         self, max_rows: int, max_pages_per_row: int, vocab_size: int, device: torch.device
     ) -> None:
         self.device = device
         self.vocab_size = vocab_size
-        self.pages_RP = np.zeros((max_rows, max_pages_per_row), np.int32)
+        self.padding_row = max_rows
+        self.pages_RP = np.zeros((max_rows + 1, max_pages_per_row), np.int32)
         self.num_pages_R = np.zeros(max_rows, np.int64)
         self.lens_R = np.zeros(max_rows, np.int64)  # tokens with KV, counting the step at hand
         self.num_output_R = np.zeros(max_rows, np.int64)
@@ -41,7 +46,7 @@ class RequestTable:
 
         self._decode_rows = np.zeros(0, np.int32)  # of the last plan that named them
         self.device_pages_RP = self._on_device(self.pages_RP)
-        self.last_token_R = torch.zeros(max_rows, dtype=torch.int64, device=device)
+        self.last_token_R = torch.zeros(max_rows + 1, dtype=torch.int64, device=device)
         self.seed_R = torch.zeros(max_rows, dtype=torch.int64, device=device)
         self.numbers_RN = torch.zeros(max_rows, len(_NUMBERS), dtype=torch.float32, device=device)
         self.output_counts_RV: Tensor | None = None
@@ -74,7 +79,10 @@ class RequestTable:
     def _admit(self, new: NewRow) -> None:
         row, sampling = new.row, new.sampling
         self.num_pages_R[row] = 0
-        self._append_pages(row, np.frombuffer(new.pages, np.int32))
+        cached = np.frombuffer(new.pages, np.int32)
+        self._append_pages(row, cached)
+        if len(cached) and self.device.type != "cpu":
+            self.device_pages_RP[row, : len(cached)].copy_(self.to_device(cached.copy()))
         self.lens_R[row] = new.num_cached
         self.num_output_R[row] = new.num_output
         self.sampling[row] = sampling
@@ -112,22 +120,14 @@ class RequestTable:
         self.is_in_prompt_RV[row].zero_().index_fill_(0, self._ids(new.prompt_ids), True)
 
     def _append_pages(self, row: int, pages: np.ndarray) -> None:
-        if not len(pages):
-            return
         start = self.num_pages_R[row]
         self.pages_RP[row, start : start + len(pages)] = pages
         self.num_pages_R[row] += len(pages)
-        if self.device.type != "cpu":
-            fresh = self.to_device(pages.copy())
-            self.device_pages_RP[row, start : start + len(pages)].copy_(fresh)
 
     def _append_one_page_each(self, rows: np.ndarray, pages: np.ndarray) -> None:
         columns = self.num_pages_R[rows]
         self.pages_RP[rows, columns] = pages
         self.num_pages_R[rows] += 1
-        if self.device.type != "cpu":
-            where = self.to_device(np.stack([rows, columns, pages]).astype(np.int64))
-            self.device_pages_RP[where[0], where[1]] = where[2].int()
 
     def _ids(self, data: bytes) -> Tensor:
         return self.to_device(np.frombuffer(data, np.int32).astype(np.int64))

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sgl.execution import logprobs
 from sgl.execution.attention import AttentionBackend
-from sgl.execution.forward_batch import ForwardBatch
+from sgl.execution.decode_graphs import DecodeGraphs
+from sgl.execution.forward_batch import ForwardBatch, step_inputs
 from sgl.execution.request_table import RequestTable
 from sgl.execution.sampler import Sampler
 from sgl.execution.step_layout import StepLayout
@@ -48,11 +49,13 @@ class Runner:
         table: RequestTable,
         attention: AttentionBackend,
         tp: TensorParallel,
+        graphs: DecodeGraphs | None = None,
     ) -> None:
         self.model = model
         self.table = table
         self.attention = attention
         self.tp = tp
+        self.graphs = graphs
         self.sampler = Sampler(table)
 
     @torch.inference_mode()
@@ -60,23 +63,18 @@ class Runner:
         """Launch a step; on a GPU this returns before it is computed."""
         decode_rows = self.table.apply(plan)
         layout = StepLayout.of(plan, decode_rows, self.table)
-        batch = ForwardBatch(plan, layout, self.table, self.attention)
+        inputs_4T = step_inputs(plan, layout, self.table, self.attention.cache.page_size)
+        if self.graphs is not None and self.graphs.can_run(layout):
+            logits_BV, ids_B = self.graphs.run(inputs_4T)
+            token_ids, outputs = self._sample_recorded(logits_BV, ids_B, layout)
+            return self._output(plan.step, token_ids, _reports({}, outputs))
+        device_inputs_4T = self.table.to_device(inputs_4T)
+        self.attention.plan(layout, self.table, device_inputs_4T)
+        batch = ForwardBatch(device_inputs_4T, self.table, self.attention)
         hidden_TD = self.model.hidden(batch)
-        sampled = self._sampled(plan, layout)
-        token_ids, outputs = self._sample(hidden_TD, layout, sampled)
+        token_ids, outputs = self._sample(hidden_TD, layout, _sampled(plan, layout))
         inputs = self._prompt_logprobs(hidden_TD, layout, plan)
-        reports = [
-            RowLogprobs(index, inputs.get(index), outputs.get(index))
-            for index in sorted(inputs.keys() | outputs.keys())
-        ]
-        return self._output(plan.step, token_ids, reports)
-
-    def _sampled(self, plan: StepPlan, layout: StepLayout) -> np.ndarray:
-        """Which of the B requests get a token: every decode, and chunks that end a prompt."""
-        ends = np.array([chunk.is_last for chunk in plan.chunks], bool)
-        return np.concatenate(
-            [np.arange(layout.num_decodes), layout.num_decodes + np.flatnonzero(ends)]
-        ).astype(np.int64)
+        return self._output(plan.step, token_ids, _reports(inputs, outputs))
 
     def _sample(
         self, hidden_TD: Tensor, layout: StepLayout, sampled: np.ndarray
@@ -87,14 +85,31 @@ class Runner:
         """
         if not len(sampled):
             return torch.empty(0, dtype=torch.int64, device=hidden_TD.device), {}
-        last_rows = self.table.to_device(layout.token_ends[sampled] - 1)
-        logits_BV = self.model.logits(hidden_TD[last_rows])
-        rows_B = layout.rows_B[sampled]
-        if self.tp.rank != 0:
-            ids_B = torch.empty(len(rows_B), dtype=torch.int64, device=hidden_TD.device)
-            self.sampler.remember(rows_B, self.tp.broadcast(ids_B))
+        last_tokens = self.table.to_device(layout.token_ends[sampled] - 1)
+        logits_BV = self.model.logits(hidden_TD[last_tokens])
+        return self._sample_logits(logits_BV, layout.rows_B[sampled], sampled)
+
+    def _sample_recorded(
+        self, logits_BV: Tensor, ids_B: Tensor, layout: StepLayout
+    ) -> tuple[Tensor, dict[int, Logprobs]]:
+        """As `_sample` after a recorded step, which has taken the best tokens already.
+
+        All ranks have the same logits, so these need no broadcast.
+        """
+        rows_B = layout.rows_B
+        if self.sampler.is_plain(rows_B) and not self._wants_logprobs(rows_B).any():
+            self.sampler.count(rows_B)
             return ids_B, {}
-        wanted = np.flatnonzero([self.table.logprobs[row] is not None for row in rows_B])
+        return self._sample_logits(logits_BV, rows_B, np.arange(len(rows_B)))
+
+    def _sample_logits(
+        self, logits_BV: Tensor, rows_B: np.ndarray, sampled: np.ndarray
+    ) -> tuple[Tensor, dict[int, Logprobs]]:
+        if self.tp.rank != 0:
+            ids_B = torch.empty(len(rows_B), dtype=torch.int64, device=logits_BV.device)
+            self.sampler.take(self.tp.broadcast(ids_B), rows_B)
+            return ids_B, {}
+        wanted = np.flatnonzero(self._wants_logprobs(rows_B))
         raw_logits = logits_BV[self.table.to_device(wanted)] if len(wanted) else None
         ids_B = self.tp.broadcast(self.sampler.sample(logits_BV, rows_B))
         if raw_logits is None:
@@ -103,6 +118,9 @@ class Runner:
             int(sampled[index]): self._token_logprobs(logits_V, ids_B[index], int(rows_B[index]))
             for logits_V, index in zip(raw_logits, wanted, strict=True)
         }
+
+    def _wants_logprobs(self, rows_B: np.ndarray) -> np.ndarray:
+        return np.array([self.table.logprobs[row] is not None for row in rows_B], bool)
 
     def _token_logprobs(self, logits_V: Tensor, token_id: Tensor, row: int) -> Logprobs:
         options = self.table.logprobs[row]
@@ -141,3 +159,18 @@ class Runner:
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         return StepOutput(step, pinned, rows, event)
+
+
+def _sampled(plan: StepPlan, layout: StepLayout) -> np.ndarray:
+    """Which of the B requests get a token: every decode, and chunks that end a prompt."""
+    ends = np.array([chunk.is_last for chunk in plan.chunks], bool)
+    return np.concatenate(
+        [np.arange(layout.num_decodes), layout.num_decodes + np.flatnonzero(ends)]
+    ).astype(np.int64)
+
+
+def _reports(inputs: dict[int, Logprobs], outputs: dict[int, Logprobs]) -> list[RowLogprobs]:
+    return [
+        RowLogprobs(index, inputs.get(index), outputs.get(index))
+        for index in sorted(inputs.keys() | outputs.keys())
+    ]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sgl.execution.request_table import RequestTable
+from sgl.kernels.step_tokens import best_tokens
 
 NUM_CANDIDATES = 1024  # top-p is first tried on so many: sorting a whole vocabulary is slow
 
@@ -26,28 +27,48 @@ class Sampler:
 
     def sample(self, logits_BV: Tensor, rows_B: np.ndarray) -> Tensor:
         """Token ids, int64 [B]; -1 where a row's logits are not numbers. Changes the logits."""
-        device_rows_B = self.table.to_device(rows_B)
+        table = self.table
+        device_rows_B = table.to_device(rows_B)
         self._edit(logits_BV, rows_B)
-        best_B, ids_B = logits_BV.max(dim=-1)
-        is_drawn = ~self.table.is_greedy_R[rows_B]
+        ids_B = best_tokens(logits_BV, device_rows_B, table.last_token_R)
+        is_drawn = ~table.is_greedy_R[rows_B]
         if is_drawn.any():
             drawn = np.flatnonzero(is_drawn)
-            where = self.table.to_device(drawn)
-            ids_B[where] = self._draw(logits_BV[where], rows_B[drawn])
-        ids_B = ids_B.where(best_B.isfinite(), -1)
-        self._remember(device_rows_B, rows_B, ids_B)
+            where = table.to_device(drawn)
+            drawn_ids = self._draw(logits_BV[where], rows_B[drawn])
+            ids_B[where] = drawn_ids.where(ids_B[where] >= 0, -1)
+            self._leave(ids_B, device_rows_B)
+        self._remember(ids_B, rows_B, device_rows_B)
         return ids_B
 
-    def remember(self, rows_B: np.ndarray, ids_B: Tensor) -> None:
-        """Leave tokens that another rank sampled in the table."""
-        self._remember(self.table.to_device(rows_B), rows_B, ids_B)
-
-    def _remember(self, device_rows_B: Tensor, rows_B: np.ndarray, ids_B: Tensor) -> None:
+    def is_plain(self, rows_B: np.ndarray) -> bool:
+        """Whether `sample` would do no more than take the best token of each row."""
         table = self.table
-        tokens_B = ids_B.clamp(min=0)
-        table.last_token_R[device_rows_B] = tokens_B
+        return not (
+            (~table.is_greedy_R[rows_B]).any()
+            or table.has_penalty_R[rows_B].any()
+            or table.has_bias_R[rows_B].any()
+            or (table.num_output_R[rows_B] < table.min_output_R[rows_B]).any()
+        )
+
+    def take(self, ids_B: Tensor, rows_B: np.ndarray) -> None:
+        """Leave tokens that another rank sampled in the table."""
+        device_rows_B = self.table.to_device(rows_B)
+        self._leave(ids_B, device_rows_B)
+        self._remember(ids_B, rows_B, device_rows_B)
+
+    def count(self, rows_B: np.ndarray) -> None:
+        """Plain rows got a token each, which is in the table already."""
+        self.table.num_output_R[rows_B] += 1
+
+    def _leave(self, ids_B: Tensor, device_rows_B: Tensor) -> None:
+        self.table.last_token_R[device_rows_B] = ids_B.clamp(min=0)
+
+    def _remember(self, ids_B: Tensor, rows_B: np.ndarray, device_rows_B: Tensor) -> None:
+        table = self.table
         table.num_output_R[rows_B] += 1
         if table.output_counts_RV is not None and table.has_penalty_R[rows_B].any():
+            tokens_B = ids_B.clamp(min=0)
             ones = torch.ones_like(tokens_B, dtype=torch.int32)
             table.output_counts_RV.index_put_((device_rows_B, tokens_B), ones, accumulate=True)
 

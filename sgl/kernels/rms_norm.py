@@ -11,6 +11,10 @@ from torch import Tensor
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """The norm of every row, in the type of `x_TD`."""
     _check(x_TD, weight_D)
+    if x_TD.device.type == "cuda":
+        from sgl.kernels import triton_rms_norm
+
+        return triton_rms_norm.rms_norm(x_TD, weight_D, eps)
     return rms_norm_reference(x_TD, weight_D, eps)
 
 
@@ -18,6 +22,10 @@ def add_rms_norm(stream_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: flo
     """Add `delta_TD` to `stream_TD` in place; returns the norm of the sum."""
     _check(stream_TD, weight_D)
     assert delta_TD.shape == stream_TD.shape, f"{delta_TD.shape} is not {stream_TD.shape}"
+    if stream_TD.device.type == "cuda":
+        from sgl.kernels import triton_rms_norm
+
+        return triton_rms_norm.add_rms_norm(stream_TD, delta_TD, weight_D, eps)
     return add_rms_norm_reference(stream_TD, delta_TD, weight_D, eps)
 
 

@@ -21,6 +21,32 @@ def rotary_angles(positions_T: Tensor, frequencies_R: Tensor) -> tuple[Tensor, T
     return angles_T1E.cos(), angles_T1E.sin()
 
 
+def rotate_and_store(
+    qkv_TNE: Tensor,
+    cos_T1E: Tensor,
+    sin_T1E: Tensor,
+    keys_SKE: Tensor,
+    values_SKE: Tensor,
+    slots_T: Tensor,
+) -> Tensor:
+    """Turn queries and keys; store keys and values in the cache; returns the queries [T, H, E].
+
+    qkv_TNE  the heads of queries, keys and values side by side, N = H + 2K; overwritten
+    slots_T  where in the cache [S, K, E] each token goes
+    """
+    num_kv_heads = keys_SKE.shape[1]
+    num_turned = qkv_TNE.shape[1] - num_kv_heads
+    if qkv_TNE.device.type == "cuda":
+        from sgl.kernels import triton_rotary
+
+        triton_rotary.rotate_and_store(qkv_TNE, cos_T1E, sin_T1E, keys_SKE, values_SKE, slots_T)
+    else:
+        rotate(qkv_TNE[:, :num_turned], cos_T1E, sin_T1E)
+        keys_SKE.index_copy_(0, slots_T, qkv_TNE[:, num_turned - num_kv_heads : num_turned])
+        values_SKE.index_copy_(0, slots_T, qkv_TNE[:, num_turned:])
+    return qkv_TNE[:, : num_turned - num_kv_heads]
+
+
 def rotate(x_TNE: Tensor, cos_T1E: Tensor, sin_T1E: Tensor) -> None:
     """Turn all heads of `x_TNE` in place, computing in float32."""
     assert x_TNE.shape[::2] == cos_T1E.shape[::2] == sin_T1E.shape[::2], (

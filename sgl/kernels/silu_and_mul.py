@@ -9,6 +9,10 @@ from torch import Tensor
 def silu_and_mul(gate_up: Tensor) -> Tensor:
     """[T, 2F] to [T, F]."""
     assert gate_up.shape[-1] % 2 == 0, f"{gate_up.shape} cannot be halved"
+    if gate_up.device.type == "cuda":
+        from sgl.kernels import triton_silu_and_mul
+
+        return triton_silu_and_mul.silu_and_mul(gate_up)
     return silu_and_mul_reference(gate_up)
 
 

@@ -2,10 +2,10 @@
 
     runner ── Batch: ids, positions ──▶ model.hidden ──▶ rows ──▶ model.logits ──▶ runner
        ▲                                     │
-       └── batch.attend(layer, q, k, v) ◀────┘   the runner owns the KV cache; the model does not
+       └── batch.attend(layer, qkv, angles) ◀┘   the runner owns the KV cache; the model does not
 
 Axes: T tokens of the batch, laid end to end    D hidden    V vocabulary    B rows with logits
-      H query heads    K key/value heads    E head size    (H and K: of this rank)
+      H query heads    K key/value heads    N = H + 2K    E head size    (H and K: of this rank)
 """
 
 from __future__ import annotations
@@ -32,17 +32,23 @@ class AttentionSpec(NamedTuple):
     soft_cap: float | None = None
 
 
+class Angles(NamedTuple):
+    """Cosine and sine of every token's rotary position, float32; half of the sines negated."""
+
+    cos_T1E: Tensor
+    sin_T1E: Tensor
+
+
 class Batch(Protocol):
     """The tokens of one forward pass, and the way to their KV."""
 
     token_ids_T: Tensor
     positions_T: Tensor
 
-    def attend(self, layer_id: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
-        """Store the keys and values, and attend: [T, H, E].
+    def attend(self, layer_id: int, qkv_TNE: Tensor, angles: Angles) -> Tensor:
+        """Turn queries and keys by their positions, store keys and values, attend: [T, H, E].
 
-        The three are views into one buffer that the layer does not use again: a head's numbers
-        lie together, tokens do not.
+        `qkv_TNE` holds the heads of queries, keys and values side by side, and is used up.
         """
         ...
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sgl.kernels.collectives import TensorParallel
 from sgl.kernels.silu_and_mul import silu_and_mul
-from sgl.models.batch import AttentionSpec, Batch
+from sgl.models.batch import Angles, AttentionSpec, Batch
 from sgl.models.config import ModelConfig
 from sgl.models.layers.embedding import LMHead, VocabParallelEmbedding
 from sgl.models.layers.linear import (
@@ -26,7 +26,7 @@ from sgl.models.layers.linear import (
     num_local_kv_heads,
 )
 from sgl.models.layers.norm import RMSNorm
-from sgl.models.layers.rotary import Angles, Rotary
+from sgl.models.layers.rotary import Rotary
 from sgl.models.layers.weights import Placement
 
 
@@ -52,9 +52,7 @@ class Attention(nn.Module):
     def forward(self, x_TD: Tensor, angles: Angles, batch: Batch) -> Tensor:
         H, K, E = self.spec.num_heads, self.spec.num_kv_heads, self.spec.head_dim
         qkv_TNE = self.qkv_proj(x_TD).view(-1, H + 2 * K, E)
-        angles.rotate(qkv_TNE[:, : H + K])
-        q_THE, k_TKE, v_TKE = qkv_TNE.split((H, K, K), dim=1)
-        o_THE = batch.attend(self.layer_id, q_THE, k_TKE, v_TKE)
+        o_THE = batch.attend(self.layer_id, qkv_TNE, angles)
         return self.o_proj(o_THE.flatten(start_dim=1))
 
 

@@ -12,12 +12,22 @@ from sgl.execution.step_layout import StepLayout
 
 
 class AttentionBackend(Protocol):
-    """Axes: T tokens of the step    H query heads    E head size"""
+    """Axes: T tokens of the step    B requests of the step    H query heads    E head size
+
+    inputs_4T  the step's tokens on the device: their rows, positions, slots and ids
+    """
 
     cache: KvCache
 
-    def plan(self, layout: StepLayout, table: RequestTable) -> None:
+    def plan(self, layout: StepLayout, table: RequestTable, inputs_4T: Tensor) -> None:
         """Prepare for the step whose shape `layout` is; no device result is waited for."""
 
     def run(self, layer_id: int, q_THE: Tensor) -> Tensor:
         """Attend causally from every token to its request's KV, which is stored already."""
+
+
+class RecordableBackend(AttentionBackend, Protocol):
+    """One whose decode steps can be recorded in a CUDA graph: shapes depend on B alone."""
+
+    def plan_decode(self, table: RequestTable, inputs_4B: Tensor) -> None:
+        """Prepare to record: `run` reads lengths from `inputs_4B` whenever it is replayed."""

@@ -36,14 +36,15 @@ class Piece:
 
     tokens     which of the T tokens the b * Q queries are (padding repeats the last of its
                sequence); None: all of them, in order
-    slots      slots of the b * L keys, or a slice of the cache where they lie end to end
+    keys       where the b * K * L keys are among the S * K heads of the cache, so that those of a
+               head are gathered end to end; or the slots, where they lie end to end
     mask       added to the scores, [b, 1, G * Q, L]; None if every query sees every key
     valid      which of the b * Q queries are no padding; None: all
     prefix     the piece with the keys before these, if they are shared with other requests
     """
 
     tokens: Tensor | None
-    slots: Tensor | slice
+    keys: Tensor | slice
     mask: Tensor | None
     valid: Tensor | None
     shape: tuple[int, int, int]
@@ -60,7 +61,7 @@ class TorchAttention:
         self.group_size = layers[0].num_heads // layers[0].num_kv_heads
         self.pieces: dict[int | None, list[Piece]] = {}
 
-    def plan(self, layout: StepLayout, table: RequestTable) -> None:
+    def plan(self, layout: StepLayout, table: RequestTable, inputs_4T: Tensor) -> None:
         """Divide the step into pieces, for each window that a layer has."""
         planner = _Planner(layout, table, self.cache, self.group_size)
         self.pieces = {window: list(planner.pieces(window)) for window in self.windows}
@@ -102,19 +103,22 @@ class TorchAttention:
     def _inputs(
         self, layer_id: int, piece: Piece, q_THE: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        b, num_queries, num_keys = piece.shape
+        b, num_queries, _ = piece.shape
         keys, values = self.cache.keys_SKE[layer_id], self.cache.values_SKE[layer_id]
         K, E = keys.shape[1:]
         q = q_THE if piece.tokens is None else q_THE.index_select(0, piece.tokens)
         q_bKGQE = q.view(b, num_queries, K, -1, E).permute(0, 2, 3, 1, 4)
-        k_bLKE = _read(keys, piece.slots).view(b, num_keys, K, E)
-        v_bLKE = _read(values, piece.slots).view(b, num_keys, K, E)
-        q_bKQE = q_bKGQE.reshape(b, K, -1, E)
-        return q_bKQE, k_bLKE.transpose(1, 2), v_bLKE.transpose(1, 2), piece.mask
+        k_bKLE, v_bKLE = (_read(cache, piece) for cache in (keys, values))
+        return q_bKGQE.reshape(b, K, -1, E), k_bKLE, v_bKLE, piece.mask
 
 
-def _read(cache_SKE: Tensor, slots: Tensor | slice) -> Tensor:
-    return cache_SKE[slots] if isinstance(slots, slice) else cache_SKE.index_select(0, slots)
+def _read(cache_SKE: Tensor, piece: Piece) -> Tensor:
+    """Keys or values of a piece: [b, K, L, E]."""
+    _, K, E = cache_SKE.shape
+    b, _, num_keys = piece.shape
+    if isinstance(piece.keys, slice):
+        return cache_SKE[piece.keys].transpose(0, 1).unsqueeze(0)
+    return cache_SKE.view(-1, E).index_select(0, piece.keys).view(b, K, num_keys, E)
 
 
 def _join_heads(x_bKQE: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -134,6 +138,7 @@ class _Planner:
         self.layout = layout
         self.table = table
         self.page_size = cache.page_size
+        self.num_heads = cache.keys_SKE[0].shape[1]
         self.dtype = cache.keys_SKE[0].dtype
         self.group_size = group_size
         self.num_tokens = int(layout.query_lens_B.sum())
@@ -165,7 +170,7 @@ class _Planner:
         valid = None if is_real_bQ.all() else self.table.to_device(np.flatnonzero(is_real_bQ))
         return Piece(
             tokens=self._tokens(members, offsets_bQ),
-            slots=self._slots(members, skip, num_keys),
+            keys=self._keys(members, skip, num_keys),
             mask=self._mask(seen_bQ, num_keys, window),
             valid=valid,
             shape=(*offsets_bQ.shape, num_keys),
@@ -178,7 +183,7 @@ class _Planner:
         offsets_bQ = np.minimum(np.arange(query_lens.max()), query_lens[:, None] - 1)
         return Piece(
             tokens=self._tokens(members, offsets_bQ),
-            slots=self._slots(members[:1], 0, shared_len),
+            keys=self._keys(members[:1], 0, shared_len),
             mask=None,
             valid=None,
             shape=(1, offsets_bQ.size, shared_len),
@@ -190,8 +195,8 @@ class _Planner:
             return None
         return self.table.to_device(tokens)
 
-    def _slots(self, members: np.ndarray, skip: int, num_keys: int) -> Tensor | slice:
-        """Slots of positions skip … skip + num_keys of each member, end to end."""
+    def _keys(self, members: np.ndarray, skip: int, num_keys: int) -> Tensor | slice:
+        """Where positions skip … skip + num_keys of each member are, for `Piece.keys`."""
         rows, size = self.layout.rows_B[members], self.page_size
         first, last = skip // size, -(-(skip + num_keys) // size)
         if len(rows) == 1:
@@ -199,11 +204,10 @@ class _Planner:
             if (np.diff(pages) == 1).all():
                 return slice(int(pages[0]) * size, int(pages[0]) * size + num_keys)
         pages_bP = self.table.device_pages_RP[self.table.to_device(rows), first:last].long()
-        if size == 1:
-            return pages_bP.flatten()
         offsets = torch.arange(size, device=pages_bP.device)
-        slots_bL = (pages_bP.unsqueeze(-1) * size + offsets).flatten(start_dim=1)
-        return slots_bL[:, :num_keys].flatten()
+        slots_bL = (pages_bP.unsqueeze(-1) * size + offsets).flatten(start_dim=1)[:, :num_keys]
+        heads_K1 = torch.arange(self.num_heads, device=pages_bP.device).unsqueeze(1)
+        return (slots_bL.unsqueeze(1) * self.num_heads + heads_K1).flatten()
 
     def _mask(self, seen_bQ: np.ndarray, num_keys: int, window: int | None) -> Tensor | None:
         """0 for the keys a query sees and -inf for the others, [b, 1, G * Q, L]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -53,5 +54,5 @@ class LMHead(Linear):
         self.weights = {"weight": embedding.weight}
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        logits_BV = self.tp.all_gather_last(super().forward(x_BD))
-        return logits_BV[:, : self.vocab_size].float().contiguous()
+        logits_BV = self.format.multiply(self.weights, x_BD, None, torch.float32)
+        return self.tp.all_gather_last(logits_BV)[:, : self.vocab_size].contiguous()

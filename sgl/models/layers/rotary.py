@@ -7,24 +7,14 @@ every position, and a table for 128k positions would take 64 MiB.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 import torch
 from torch import Tensor, nn
 
-from sgl.kernels.rotary import rotary_angles, rotate
+from sgl.kernels.rotary import rotary_angles
+from sgl.models.batch import Angles
 from sgl.models.config import RopeConfig
-
-
-class Angles(NamedTuple):
-    """Cosine and sine of every token's position, as `rotate` wants them."""
-
-    cos_T1E: Tensor
-    sin_T1E: Tensor
-
-    def rotate(self, x_TNE: Tensor) -> None:
-        """Turn the heads of `x_TNE`, in place."""
-        rotate(x_TNE, self.cos_T1E, self.sin_T1E)
 
 
 class Rotary(nn.Module):

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from sgl.kernels.linear import linear
 from sgl.kernels.packed_linear import can_pack, pack, packed_linear
 from sgl.models.layers.weights import Piece, Placement, Weight
 
@@ -31,9 +31,13 @@ class WeightFormat(Protocol):
         ...
 
     def multiply(
-        self, weights: Mapping[str, Tensor], x_TI: Tensor, bias_O: Tensor | None
+        self,
+        weights: Mapping[str, Tensor],
+        x_TI: Tensor,
+        bias_O: Tensor | None,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """x @ weight.T + bias: [T, O], with what `finish` gave."""
+        """x @ weight.T + bias: [T, O], with what `finish` gave; in `dtype`, or that of `x_TI`."""
         ...
 
 
@@ -53,9 +57,13 @@ class PlainFormat:
         return dict(loaded)
 
     def multiply(
-        self, weights: Mapping[str, Tensor], x_TI: Tensor, bias_O: Tensor | None
+        self,
+        weights: Mapping[str, Tensor],
+        x_TI: Tensor,
+        bias_O: Tensor | None,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
-        return F.linear(x_TI, weights["weight"], bias_O)
+        return linear(x_TI, weights["weight"], bias_O, dtype)
 
 
 class PackedFormat(PlainFormat):
@@ -65,9 +73,13 @@ class PackedFormat(PlainFormat):
         return {"packed": pack(loaded["weight"])}
 
     def multiply(
-        self, weights: Mapping[str, Tensor], x_TI: Tensor, bias_O: Tensor | None
+        self,
+        weights: Mapping[str, Tensor],
+        x_TI: Tensor,
+        bias_O: Tensor | None,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
-        return packed_linear(x_TI, weights["packed"], bias_O)
+        return packed_linear(x_TI, weights["packed"], bias_O).to(dtype or x_TI.dtype)
 
 
 def plain_format(device: torch.device, dtype: torch.dtype) -> WeightFormat:

@@ -1,0 +1,124 @@
+"""Decode steps recorded as CUDA graphs, one for each of a few batch sizes.
+
+    inputs_4T ── one copy ──▶ │ token ids ▸ layers ▸ logits ▸ best tokens ▸ request table │
+                              └─────────────────── one launch ───────────────────────────┘
+
+A batch is filled up to the next size with tokens of a row and a page that nobody else has. What
+differs from step to step (rows, positions, slots) is read on the device, so a graph never changes.
+
+Axes: B requests of the step    T tokens it is filled up to    V vocabulary
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgl.execution.attention import RecordableBackend
+from sgl.execution.forward_batch import ForwardBatch
+from sgl.execution.request_table import RequestTable
+from sgl.execution.step_layout import StepLayout
+from sgl.kernels.step_tokens import best_tokens
+from sgl.models.batch import CausalLM
+
+logger = logging.getLogger(__name__)
+
+MAX_WASTE = 0.12  # of a filled-up batch, at most
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A graph and where it leaves its results."""
+
+    graph: torch.cuda.CUDAGraph
+    logits_TV: Tensor
+    ids_T: Tensor
+
+
+class DecodeGraphs:
+    """Records at start-up, largest first, so that the smaller graphs fit into the same memory."""
+
+    def __init__(
+        self, model: CausalLM, table: RequestTable, attention: RecordableBackend, max_size: int
+    ) -> None:
+        self.model = model
+        self.table = table
+        self.attention = attention
+        self.sizes = graph_sizes(max_size)
+        self.inputs = torch.zeros(4 * max_size, dtype=torch.int32, device=table.device)
+        self.recordings: dict[int, Recording] = {}
+
+    def can_run(self, layout: StepLayout) -> bool:
+        """Whether the step is nothing but decodes, and not too many."""
+        return len(layout.rows_B) == layout.num_decodes <= self.sizes[-1]
+
+    @torch.inference_mode()
+    def record(self) -> None:
+        started = time.monotonic()
+        free_before, _ = torch.cuda.mem_get_info(self.table.device)
+        pool = torch.cuda.graph_pool_handle()
+        for size in reversed(self.sizes):
+            self.recordings[size] = self._record(size, pool)
+        torch.cuda.synchronize()
+        free, _ = torch.cuda.mem_get_info(self.table.device)
+        logger.info(
+            "Recorded %d CUDA graphs for up to %d requests in %.1f s; they take %.2f GiB",
+            len(self.sizes),
+            self.sizes[-1],
+            time.monotonic() - started,
+            (free_before - free) / 2**30,
+        )
+
+    def run(self, inputs_4B: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Launch a step: logits [B, V] and best tokens [B], overwritten by the next."""
+        num = inputs_4B.shape[1]
+        size = next(size for size in self.sizes if size >= num)
+        filled_4T = self._padding(size)
+        filled_4T[:, :num] = inputs_4B
+        pinned = torch.from_numpy(filled_4T.reshape(-1)).pin_memory()
+        self.inputs[: 4 * size].copy_(pinned, non_blocking=True)
+        recording = self.recordings[size]
+        recording.graph.replay()
+        return recording.logits_TV[:num], recording.ids_T[:num]
+
+    def _record(self, size: int, pool: Any) -> Recording:
+        self.inputs[: 4 * size] = torch.from_numpy(self._padding(size).reshape(-1)).to(
+            self.inputs.device
+        )
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._step(size)  # compiles kernels and fills libraries' caches
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, stream=stream):
+            logits_TV, ids_T = self._step(size)
+        return Recording(graph, logits_TV, ids_T)
+
+    def _step(self, size: int) -> tuple[Tensor, Tensor]:
+        inputs_4T = self.inputs[: 4 * size].view(4, size)
+        self.attention.plan_decode(self.table, inputs_4T)
+        batch = ForwardBatch(inputs_4T, self.table, self.attention)
+        logits_TV = self.model.logits(self.model.hidden(batch))
+        return logits_TV, best_tokens(logits_TV, inputs_4T[0], self.table.last_token_R)
+
+    def _padding(self, size: int) -> np.ndarray:
+        """Inputs of so many tokens that belong to nobody: int32 [4, T]."""
+        slot = self.attention.cache.padding_page * self.attention.cache.page_size
+        column = np.array([[self.table.padding_row], [0], [slot], [0]], np.int32)
+        return np.repeat(column, size, axis=1)
+
+
+def graph_sizes(max_size: int) -> list[int]:
+    """Batch sizes so close that filling up to the next wastes at most `MAX_WASTE` of it."""
+    sizes, size = [], 1
+    while size < max_size:
+        sizes.append(size)
+        size = max(size + 1, int((size + 1) / (1 - MAX_WASTE)))
+    return [*sizes, max_size]

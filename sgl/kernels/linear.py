@@ -1,0 +1,36 @@
+"""A linear product with a row-major weight.
+
+cuBLAS reads the weights of one row at two thirds of a GPU's bandwidth where they are small: there
+our own kernel runs. See docs/performance.md for what was measured.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def linear(
+    x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """x @ weight.T + bias: [T, O], in `dtype` (float32 or, by default, that of `x_TI`).
+
+    Sums are taken in float32 either way; asking for float32 leaves them unrounded.
+    """
+    assert x_TI.shape[1] == weight_OI.shape[1], f"{x_TI.shape} does not go with {weight_OI.shape}"
+    wanted = dtype or x_TI.dtype
+    if x_TI.device.type == "cuda" and x_TI.dtype != torch.float32:
+        if len(x_TI) == 1 and bias_O is None and weight_OI.is_contiguous():
+            from sgl.kernels import triton_gemv
+
+            return triton_gemv.gemv(x_TI, weight_OI, wanted)
+        if wanted == torch.float32 and bias_O is None:
+            return torch.mm(x_TI, weight_OI.t(), out_dtype=torch.float32)
+    return linear_reference(x_TI, weight_OI, bias_O, wanted)
+
+
+def linear_reference(
+    x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    return F.linear(x_TI, weight_OI, bias_O).to(dtype)

@@ -1,0 +1,177 @@
+"""Attention of several new tokens per request over its paged KV, in Triton (FlashAttention 2).
+
+Requests lie end to end, their keys are in the cache already. A program takes a run of tokens of one
+request with all query heads of one KV head, so short runs still fill a tile:
+
+    tile row r    token first + r // G, query head k * G + r % G
+
+Axes: T tokens    H query heads    K key/value heads    G = H / K    E head size    M rows of a tile
+      S slots of the cache    R, P rows and columns of the page table    N programs' runs
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TILE_ROWS = 128
+BLOCK_L = 64  # keys a program looks at together
+
+
+@triton.jit
+def _extend_kernel(
+    q,  # [T, H, E]
+    keys,  # [S, K, E]
+    values,  # [S, K, E]
+    pages,  # [R, P]
+    runs,  # [N, 4] int32: row of the page table, first token, its position, number of tokens
+    out,  # [T, H, E]
+    q_row_len,
+    page_row_len,
+    scale,
+    soft_cap,
+    window,
+    PAGE_SIZE: tl.constexpr,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    G: tl.constexpr,
+    E: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    HAS_SOFT_CAP: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+):
+    run = runs + tl.program_id(0) * 4
+    k = tl.program_id(1)
+    row = tl.load(run).to(tl.int64)
+    first_token = tl.load(run + 1)
+    first_position = tl.load(run + 2)
+    num_tokens = tl.load(run + 3)
+
+    r = tl.arange(0, BLOCK_M)
+    e = tl.arange(0, BLOCK_E)
+    offset = r // G
+    is_query = (offset < num_tokens)[:, None] & (e < E)[None, :]
+    token = (first_token + offset).to(tl.int64)
+    head = (k * G + r % G) * E
+    q_ME = tl.load(q + (token * q_row_len + head)[:, None] + e[None, :], mask=is_query, other=0.0)
+    position = first_position + offset
+    begin = 0
+    if HAS_WINDOW:
+        begin = tl.maximum(first_position - window + 1, 0) // BLOCK_L * BLOCK_L
+    best_M = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    sum_M = tl.zeros([BLOCK_M], tl.float32)
+    acc_ME = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
+    for start in range(begin, first_position + num_tokens, BLOCK_L):
+        n = start + tl.arange(0, BLOCK_L)
+        is_key = n < first_position + num_tokens
+        page = tl.load(pages + row * page_row_len + n // PAGE_SIZE, mask=is_key, other=0)
+        slot = page.to(tl.int64) * PAGE_SIZE + n % PAGE_SIZE
+        at = slot[:, None] * (K * E) + k * E + e[None, :]
+        is_real = is_key[:, None] & (e < E)[None, :]
+        k_LE = tl.load(keys + at, mask=is_real, other=0.0).to(q_ME.dtype)
+        scores_ML = tl.dot(q_ME, tl.trans(k_LE), input_precision="ieee") * scale
+        if HAS_SOFT_CAP:  # soft_cap * tanh(score / soft_cap)
+            scores_ML = soft_cap * (2 * tl.sigmoid(2 * scores_ML / soft_cap) - 1)
+        is_seen = n[None, :] <= position[:, None]
+        if HAS_WINDOW:
+            is_seen = is_seen & (n[None, :] > position[:, None] - window)
+        scores_ML = tl.where(is_seen, scores_ML * 1.4426950408889634, float("-inf"))
+        # rows that have seen no key yet must not compute inf - inf
+        new_best_M = tl.maximum(tl.maximum(best_M, tl.max(scores_ML, axis=1)), -1e30)
+        weights_ML = tl.exp2(scores_ML - new_best_M[:, None])
+        fade_M = tl.exp2(best_M - new_best_M)
+        sum_M = sum_M * fade_M + tl.sum(weights_ML, axis=1)
+        v_LE = tl.load(values + at, mask=is_real, other=0.0).to(q_ME.dtype)
+        acc_ME = acc_ME * fade_M[:, None]
+        acc_ME += tl.dot(weights_ML.to(q_ME.dtype), v_LE, input_precision="ieee")
+        best_M = new_best_M
+
+    o_ME = acc_ME / tl.maximum(sum_M, 1e-30)[:, None]
+    target = out + (token * (H * E) + head)[:, None] + e[None, :]
+    tl.store(target, o_ME.to(out.dtype.element_ty), mask=is_query)
+
+
+def plan_runs(
+    rows_B: np.ndarray,
+    query_lens_B: np.ndarray,
+    starts_B: np.ndarray,
+    group_size: int,
+    tile_rows: int = TILE_ROWS,
+) -> np.ndarray:
+    """Divide every request's new tokens among programs: int32 [N, 4], the longest work first.
+
+    rows_B, query_lens_B   page table row and number of new tokens of each request
+    starts_B               tokens each had before
+    """
+    run_len = tile_rows // group_size
+    num_runs_B = -(-query_lens_B // run_len)
+    index_N = np.repeat(np.arange(len(rows_B)), num_runs_B)
+    number_N = np.arange(len(index_N)) - np.repeat(np.cumsum(num_runs_B) - num_runs_B, num_runs_B)
+    offset_N = number_N * run_len
+    first_B = np.cumsum(query_lens_B) - query_lens_B
+    runs_N4 = np.stack(
+        [
+            rows_B[index_N],
+            first_B[index_N] + offset_N,
+            starts_B[index_N] + offset_N,
+            np.minimum(query_lens_B[index_N] - offset_N, run_len),
+        ],
+        axis=1,
+    ).astype(np.int32)
+    return np.ascontiguousarray(runs_N4[np.argsort(-runs_N4[:, 2], kind="stable")])
+
+
+def extend_attention(
+    q_THE: Tensor,
+    keys_SKE: Tensor,
+    values_SKE: Tensor,
+    pages_RP: Tensor,
+    runs_N4: Tensor,
+    out_THE: Tensor,
+    *,
+    page_size: int,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    tile_rows: int = TILE_ROWS,
+) -> None:
+    """Causal attention of every token to its request's tokens up to itself.
+
+    `runs_N4` is what `plan_runs` gave for the same `tile_rows`; `out_THE` is contiguous.
+    """
+    _, H, E = q_THE.shape
+    K = keys_SKE.shape[1]
+    assert q_THE.stride()[1:] == (E, 1), f"queries of stride {q_THE.stride()} cannot be read"
+    assert keys_SKE.is_contiguous(), "the cache must be contiguous"
+    assert out_THE.is_contiguous(), "the output must be contiguous"
+    is_wide = E > 128 or q_THE.dtype == torch.float32
+    _extend_kernel[(len(runs_N4), K)](
+        q_THE,
+        keys_SKE,
+        values_SKE,
+        pages_RP,
+        runs_N4,
+        out_THE,
+        q_THE.stride(0),
+        pages_RP.stride(0),
+        scale,
+        soft_cap or 0.0,
+        window or 0,
+        PAGE_SIZE=page_size,
+        H=H,
+        K=K,
+        G=H // K,
+        E=E,
+        BLOCK_M=tile_rows,
+        BLOCK_E=triton.next_power_of_2(E),
+        BLOCK_L=BLOCK_L // 2 if is_wide else BLOCK_L,
+        HAS_SOFT_CAP=soft_cap is not None,
+        HAS_WINDOW=window is not None,
+        num_warps=8,
+        num_stages=2 if is_wide else 3,
+    )
