@@ -43,7 +43,7 @@ def step_inputs(
 class ForwardBatch:
     """The inputs of one forward pass; `attend` is the only door to the KV cache.
 
-    `attention` has been told the step's shape already.
+    To be made first: it notes new pages on the device, which `attention.plan` may read there.
     """
 
     def __init__(self, inputs_4T: Tensor, table: RequestTable, attention: AttentionBackend) -> None:

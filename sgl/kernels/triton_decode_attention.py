@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sgl.kernels.pdl import launch_options
+
 BLOCK_L = 64  # keys a program looks at together
 MAX_SPLITS = 32
 PROGRAMS_PER_CORE = 4  # so many fit on a multiprocessor and hide each other's waits
@@ -49,7 +51,11 @@ def _attend_kernel(
     NUM_SPLITS: tl.constexpr,
     HAS_SOFT_CAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    USE_PDL: tl.constexpr,
 ):
+    if USE_PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     b = tl.program_id(0)
     k = tl.program_id(1)
     split = tl.program_id(2)
@@ -110,7 +116,11 @@ def _merge_kernel(
     BLOCK_E: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
     BLOCK_X: tl.constexpr,
+    USE_PDL: tl.constexpr,
 ):
+    if USE_PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     head = tl.program_id(0).to(tl.int64)
     x = tl.arange(0, BLOCK_X)
     e = tl.arange(0, BLOCK_E)
@@ -156,7 +166,8 @@ def decode_attention(
     assert q_BHE.stride()[1:] == (E, 1), f"queries of stride {q_BHE.stride()} cannot be read"
     assert keys_SKE.is_contiguous(), "the cache must be contiguous"
     assert out_BHE.is_contiguous(), "the output must be contiguous"
-    block_e = triton.next_power_of_2(E)
+    block_e = max(16, triton.next_power_of_2(E))
+    options = launch_options(q_BHE.device)
     if splits == 1:
         parts, lse = out_BHE, out_BHE
     else:
@@ -189,6 +200,7 @@ def decode_attention(
         HAS_WINDOW=window is not None,
         num_warps=4,
         num_stages=3,
+        **options,
     )
     if splits > 1:
         _merge_kernel[(B * H,)](
@@ -200,4 +212,5 @@ def decode_attention(
             NUM_SPLITS=splits,
             BLOCK_X=triton.next_power_of_2(splits),
             num_warps=2,
+            **options,
         )

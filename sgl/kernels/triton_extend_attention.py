@@ -168,7 +168,7 @@ def extend_attention(
         G=H // K,
         E=E,
         BLOCK_M=tile_rows,
-        BLOCK_E=triton.next_power_of_2(E),
+        BLOCK_E=max(16, triton.next_power_of_2(E)),
         BLOCK_L=BLOCK_L // 2 if is_wide else BLOCK_L,
         HAS_SOFT_CAP=soft_cap is not None,
         HAS_WINDOW=window is not None,

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sgl.kernels.pdl import launch_options
+
 
 @triton.jit
 def _rms_norm_kernel(
@@ -21,7 +23,11 @@ def _rms_norm_kernel(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     HAS_DELTA: tl.constexpr,
+    USE_PDL: tl.constexpr,
 ):
+    if USE_PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64) * D
     d = tl.arange(0, BLOCK_D)
     is_real = d < D
@@ -62,5 +68,6 @@ def _launch(stream_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: f
             BLOCK_D=block,
             HAS_DELTA=delta_TD is not None,
             num_warps=min(max(block // 512, 1), 16),
+            **launch_options(stream_TD.device),
         )
     return out_TD

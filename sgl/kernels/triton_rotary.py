@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sgl.kernels.pdl import launch_options
+
 HEADS_PER_PROGRAM = 4
 
 
@@ -26,7 +28,11 @@ def _rotate_and_store_kernel(
     E: tl.constexpr,
     BLOCK_E: tl.constexpr,  # power of two that holds half a head
     BLOCK_N: tl.constexpr,
+    USE_PDL: tl.constexpr,
 ):
+    if USE_PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
     e = tl.arange(0, BLOCK_E)[None, :]
@@ -80,4 +86,5 @@ def rotate_and_store(
             BLOCK_E=triton.next_power_of_2(E // 2),
             BLOCK_N=HEADS_PER_PROGRAM,
             num_warps=2,
+            **launch_options(qkv_TNE.device),
         )

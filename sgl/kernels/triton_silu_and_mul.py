@@ -7,11 +7,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sgl.kernels.pdl import launch_options
+
 BLOCK_F = 1024  # a program holds this many gates: wide loads, and enough programs at one row
 
 
 @triton.jit
-def _silu_and_mul_kernel(gate_up, out, F, BLOCK_F: tl.constexpr):
+def _silu_and_mul_kernel(gate_up, out, F, BLOCK_F: tl.constexpr, USE_PDL: tl.constexpr):
+    if USE_PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     is_real = f < F
@@ -28,5 +33,6 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     out_TF = torch.empty((T, F), dtype=gate_up.dtype, device=gate_up.device)
     if T:
         grid = (T, triton.cdiv(F, BLOCK_F))
-        _silu_and_mul_kernel[grid](gate_up, out_TF, F, BLOCK_F=BLOCK_F, num_warps=4)
+        options = launch_options(gate_up.device)
+        _silu_and_mul_kernel[grid](gate_up, out_TF, F, BLOCK_F=BLOCK_F, num_warps=4, **options)
     return out_TF

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sgl.kernels.pdl import launch_options
+
 BLOCK_T = 128
 BLOCK_V = 2048
 
@@ -21,7 +23,11 @@ def _take_tokens_kernel(
     page_row_len,
     PAGE_SIZE: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    USE_PDL: tl.constexpr,
 ):
+    if USE_PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     is_real = t < T
     row = tl.load(inputs + t, mask=is_real, other=0).to(tl.int64)
@@ -41,7 +47,11 @@ def _best_of_part_kernel(
     V,
     NUM_PARTS: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    USE_PDL: tl.constexpr,
 ):
+    if USE_PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     v = part * BLOCK_V + tl.arange(0, BLOCK_V)
@@ -62,7 +72,11 @@ def _best_of_all_kernel(
     last_token,  # [R]
     NUM_PARTS: tl.constexpr,
     BLOCK_X: tl.constexpr,
+    USE_PDL: tl.constexpr,
 ):
+    if USE_PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, BLOCK_X)
     is_real = part < NUM_PARTS
@@ -91,6 +105,7 @@ def take_tokens(
         PAGE_SIZE=page_size,
         BLOCK_T=BLOCK_T,
         num_warps=1,
+        **launch_options(inputs_4T.device),
     )
     return token_ids_T
 
@@ -103,8 +118,16 @@ def best_tokens(logits_BV: Tensor, rows_B: Tensor, last_token_R: Tensor) -> Tens
     best_ids = torch.empty((B, num_parts), dtype=torch.int32, device=logits_BV.device)
     token_ids_B = torch.empty(B, dtype=torch.int64, device=logits_BV.device)
     if B:
+        options = launch_options(logits_BV.device)
         _best_of_part_kernel[(B, num_parts)](
-            logits_BV, best, best_ids, V, NUM_PARTS=num_parts, BLOCK_V=BLOCK_V, num_warps=4
+            logits_BV,
+            best,
+            best_ids,
+            V,
+            NUM_PARTS=num_parts,
+            BLOCK_V=BLOCK_V,
+            num_warps=4,
+            **options,
         )
         _best_of_all_kernel[(B,)](
             best,
@@ -115,5 +138,6 @@ def best_tokens(logits_BV: Tensor, rows_B: Tensor, last_token_R: Tensor) -> Tens
             NUM_PARTS=num_parts,
             BLOCK_X=triton.next_power_of_2(num_parts),
             num_warps=1,
+            **options,
         )
     return token_ids_B

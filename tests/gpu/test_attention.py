@@ -120,8 +120,8 @@ def test_every_request_attends_to_its_own_tokens(
     plan, attention = bench.plan(), make_backend([spec], bench.cache)
     layout = StepLayout.of(plan, bench.table.apply(plan), bench.table)
     inputs_4T = bench.table.to_device(step_inputs(plan, layout, bench.table, page_size))
-    attention.plan(layout, bench.table, inputs_4T)
     batch = ForwardBatch(inputs_4T, bench.table, attention)
+    attention.plan(layout, bench.table, inputs_4T)
     generator = torch.Generator(device).manual_seed(2)
     num_heads = spec.num_heads + 2 * spec.num_kv_heads
     shape = (sum(step.num_new), num_heads, spec.head_dim)

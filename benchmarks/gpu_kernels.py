@@ -1,0 +1,188 @@
+"""Our kernels one by one: microseconds, and share of the copy bandwidth or TFLOP/s.
+
+    python -m benchmarks.gpu_kernels [gemv decode extend small]
+
+Inputs take turns so that none is in the L2 cache; calls are recorded in a CUDA graph, so launches
+cost what they cost in a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from itertools import product
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks.gpu_steps import copy_gbs
+from sgl.kernels.triton_decode_attention import decode_attention, num_splits
+from sgl.kernels.triton_extend_attention import extend_attention, plan_runs
+from sgl.kernels.triton_gemv import gemv
+from sgl.kernels.triton_rms_norm import add_rms_norm
+from sgl.kernels.triton_silu_and_mul import silu_and_mul
+
+DEVICE = torch.device("cuda")
+LINEARS = {
+    "8b qkv": (6144, 4096),
+    "8b o": (4096, 4096),
+    "8b gate_up": (28672, 4096),
+    "8b down": (4096, 14336),
+    "8b head": (128256, 4096),
+    "1b qkv": (3072, 2048),
+    "1b o": (2048, 2048),
+    "1b gate_up": (16384, 2048),
+    "1b down": (2048, 8192),
+    "1b head": (128256, 2048),
+}
+
+
+def microseconds(calls: list[Callable[[], object]], num_replays: int = 20) -> float:
+    """Mean time of one of `calls`, which run one after the other in a graph."""
+    for call in calls[:2]:
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    times = []
+    for _ in range(num_replays):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) * 1e3 / len(calls))
+    return statistics.median(times)
+
+
+def turns(num_bytes: int) -> int:
+    """How many inputs of this size do not fit in the cache together."""
+    return max(2, min(64, 300_000_000 // max(num_bytes, 1) + 1))
+
+
+def bench_gemv(gbs: float) -> Iterator[dict[str, object]]:
+    for name, (O, I) in LINEARS.items():  # noqa: E741
+        weights = [
+            torch.randn(O, I, device=DEVICE, dtype=torch.bfloat16) for _ in range(turns(O * I * 2))
+        ]
+        x = torch.randn(1, I, device=DEVICE, dtype=torch.bfloat16)
+        floor = O * I * 2 / gbs / 1e3
+        us = microseconds([lambda w=w: F.linear(x, w) for w in weights])
+        yield {"kernel": "gemv", "shape": name, "how": "cublas", "us": us, "share": floor / us}
+        best: list[tuple[float, tuple[int, int, int]]] = []
+        for config in product((1, 2, 4, 8, 16), (256, 512, 1024, 2048), (2, 4, 8)):
+            block_o, block_i, warps = config
+            if not 1024 <= block_o * block_i <= 16384 or block_o * block_i // warps < 256:
+                continue
+            call = [
+                lambda w=w: gemv(x, w, torch.bfloat16, tile=config)  # noqa: B023
+                for w in weights
+            ]
+            best.append((microseconds(call, 7), config))
+        best.sort()
+        us = microseconds([lambda w=w: gemv(x, w, torch.bfloat16) for w in weights])
+        yield {"kernel": "gemv", "shape": name, "how": "ours", "us": us, "share": floor / us,
+               "best": [(round(us, 2), config) for us, config in best[:4]]}  # fmt: skip
+        del weights
+        torch.cuda.empty_cache()
+
+
+def bench_decode(gbs: float) -> Iterator[dict[str, object]]:
+    num_cores = torch.cuda.get_device_properties(DEVICE).multi_processor_count
+    for B, length, (H, K, E) in product(
+        (1, 16, 64, 256), (256, 1024, 8192), ((32, 8, 128), (32, 8, 64))
+    ):
+        if B * length > 600_000:
+            continue
+        num_slots = B * length
+        num = turns(num_slots * K * E * 4)
+        caches = [
+            [torch.randn(num_slots, K, E, device=DEVICE, dtype=torch.bfloat16) for _ in range(2)]
+            for _ in range(num)
+        ]
+        q = torch.randn(B, H, E, device=DEVICE, dtype=torch.bfloat16)
+        pages = torch.randperm(num_slots, device=DEVICE).int().view(B, length)
+        rows = torch.arange(B, device=DEVICE, dtype=torch.int32)
+        positions = torch.full((B,), length - 1, device=DEVICE, dtype=torch.int32)
+        out = torch.empty_like(q)
+        floor = num_slots * K * E * 4 / gbs / 1e3
+        for splits in sorted({1, 2, 4, 8, 16, 32} | {num_splits(B, K, num_cores)}):
+            if B * K * splits > 8192 or B * K * splits < 64:
+                continue
+            us = microseconds(
+                [
+                    lambda k=k, v=v: decode_attention(
+                        q, k, v, pages, rows, positions, out, page_size=1, scale=0.1,
+                        splits=splits)  # noqa: B023
+                    for k, v in caches
+                ], 7)  # fmt: skip
+            yield {"kernel": "decode", "B": B, "len": length, "heads": (H, K, E), "splits": splits,
+                   "chosen": splits == num_splits(B, K, num_cores), "us": us, "share": floor / us}  # fmt: skip
+
+
+def bench_extend(_: float) -> Iterator[dict[str, object]]:
+    for (num, new, cached), (H, K, E) in product(
+        ((4, 2048, 0), (16, 512, 0), (64, 128, 1024), (1, 8192, 0)), ((32, 8, 128), (32, 8, 64))
+    ):
+        total = num * (new + cached)
+        keys, values = (
+            torch.randn(total, K, E, device=DEVICE, dtype=torch.bfloat16) for _ in range(2)
+        )
+        pages = torch.randperm(total, device=DEVICE).int().view(num, -1)
+        q = torch.randn(num * new, H, E, device=DEVICE, dtype=torch.bfloat16)
+        lens = np.full(num, new)
+        runs = torch.from_numpy(plan_runs(np.arange(num), lens, np.full(num, cached), H // K))
+        runs = runs.to(DEVICE)
+        out = torch.empty_like(q)
+        us = microseconds(
+            [lambda: extend_attention(q, keys, values, pages, runs, out, page_size=1, scale=0.1)]  # noqa: B023
+            * 3
+        )
+        flops = 4 * num * new * (cached + new / 2) * H * E
+        yield {"kernel": "extend", "requests": num, "new": new, "cached": cached,
+               "heads": (H, K, E), "us": us, "tflops": flops / us / 1e6}  # fmt: skip
+
+
+def bench_small(gbs: float) -> Iterator[dict[str, object]]:
+    for rows, hidden, ffn in product((1, 64, 8192), (2048, 4096), (14336,)):
+        x, y = (
+            torch.randn(rows, hidden, device=DEVICE, dtype=torch.bfloat16) for _ in range(2)
+        )
+        w = torch.ones(hidden, device=DEVICE)
+        us = microseconds([lambda: add_rms_norm(x, y, w, 1e-5)] * 20)  # noqa: B023
+        yield {"kernel": "add_rms_norm", "rows": rows, "size": hidden, "us": us,
+               "share": rows * hidden * 8 / gbs / 1e3 / us}  # fmt: skip
+        g = torch.randn(rows, 2 * ffn, device=DEVICE, dtype=torch.bfloat16)
+        us = microseconds([lambda: silu_and_mul(g)] * 20)  # noqa: B023
+        yield {"kernel": "silu_and_mul", "rows": rows, "size": ffn, "us": us,
+               "share": rows * ffn * 6 / gbs / 1e3 / us}  # fmt: skip
+
+
+BENCHES = {
+    "gemv": bench_gemv,
+    "decode": bench_decode,
+    "extend": bench_extend,
+    "small": bench_small,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kernels", nargs="*", default=list(BENCHES))
+    options = parser.parse_args()
+    gbs = copy_gbs(DEVICE)
+    print(json.dumps({"device": torch.cuda.get_device_name(), "copy_gbs": gbs,
+                      "torch": torch.__version__}))  # fmt: skip
+    for name in options.kernels:
+        for line in BENCHES[name](gbs):
+            rounded = {k: round(v, 3) if isinstance(v, float) else v for k, v in line.items()}
+            print(json.dumps(rounded), flush=True)
+
+
+if __name__ == "__main__":
+    main()
