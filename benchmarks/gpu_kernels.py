@@ -150,9 +150,7 @@ def bench_extend(_: float) -> Iterator[dict[str, object]]:
 
 def bench_small(gbs: float) -> Iterator[dict[str, object]]:
     for rows, hidden, ffn in product((1, 64, 8192), (2048, 4096), (14336,)):
-        x, y = (
-            torch.randn(rows, hidden, device=DEVICE, dtype=torch.bfloat16) for _ in range(2)
-        )
+        x, y = (torch.randn(rows, hidden, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
         w = torch.ones(hidden, device=DEVICE)
         us = microseconds([lambda: add_rms_norm(x, y, w, 1e-5)] * 20)  # noqa: B023
         yield {"kernel": "add_rms_norm", "rows": rows, "size": hidden, "us": us,

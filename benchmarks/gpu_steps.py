@@ -51,9 +51,7 @@ class Bench:
                 overrides={},
             )
         self.device = device
-        cache = KvCache(
-            network.attention_layers, num_pages, 1, dtype=torch.bfloat16, device=device
-        )
+        cache = KvCache(network.attention_layers, num_pages, 1, dtype=torch.bfloat16, device=device)
         table = RequestTable(max_rows, 8192, config.vocab_size, device)
         attention = make_backend(backend, network.attention_layers, cache)
         recorded = None
@@ -82,9 +80,7 @@ class Bench:
 
     def decode(self, num_rows: int) -> Any:
         rows = pack(range(num_rows))
-        return self._run(
-            StepPlan(self.num_steps, decode_rows=rows, page_ids=self.pages(num_rows))
-        )
+        return self._run(StepPlan(self.num_steps, decode_rows=rows, page_ids=self.pages(num_rows)))
 
     def _run(self, plan: StepPlan) -> Any:
         self.num_steps += 1

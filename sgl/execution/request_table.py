@@ -32,6 +32,7 @@ class RequestTable:
         self.padding_row = max_rows
         self.pages_RP = np.zeros((max_rows + 1, max_pages_per_row), np.int32)
         self.num_pages_R = np.zeros(max_rows, np.int64)
+        self.num_owners_R = np.zeros(max_rows, np.int64)  # requests that had the row
         self.lens_R = np.zeros(max_rows, np.int64)  # tokens with KV, counting the step at hand
         self.num_output_R = np.zeros(max_rows, np.int64)
         self.is_greedy_R = np.ones(max_rows, bool)
@@ -79,6 +80,7 @@ class RequestTable:
     def _admit(self, new: NewRow) -> None:
         row, sampling = new.row, new.sampling
         self.num_pages_R[row] = 0
+        self.num_owners_R[row] += 1
         cached = np.frombuffer(new.pages, np.int32)
         self._append_pages(row, cached)
         if len(cached) and self.device.type != "cpu":

@@ -106,6 +106,19 @@ def test_decodes_and_prefills_of_one_step_give_what_each_alone_would(bench):
         assert output_ids == bench.dense_greedy(prompt, len(output_ids))
 
 
+def test_a_row_that_changes_hands_is_attended_to_anew(bench):
+    """The next request's cached prompt is as long as the last one's was, plus the step's token."""
+    old, other, prompt = [1, 2, 3, 4], [9, 8, 7, 6], [50, 40, 30, 20, 10, 5]
+    bench.step([], [bench.new(2)], [bench.chunk(2, prompt[:5])])
+    bench.step([], [bench.new(0), bench.new(1)], [bench.chunk(0, old), bench.chunk(1, other)])
+    bench.step([1, 0])
+    cached = pack((2 + 1) * MAX_LEN - 1 - index for index in range(5))
+    bench.lens[0] = 5
+    taken = NewRow(0, 5, cached, GREEDY, seed=0)
+    result = bench.step([1], [taken], [Chunk(0, 5, pack(prompt[5:]), pack([3]), is_last=True)])
+    assert unpack(result.token_ids)[1] == bench.dense_greedy(prompt, 1)[0]
+
+
 def floats(data: bytes) -> np.ndarray:
     return np.frombuffer(data, np.float32)
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgl.execution.attention.gathered_keys import SPARE_TOKENS, GatheredKeys
 from sgl.execution.attention.shared_prefix import Cluster, find_clusters
 from sgl.execution.kv_cache import KvCache
 from sgl.execution.request_table import RequestTable
@@ -29,6 +30,8 @@ from sgl.kernels.attention import (
 )
 from sgl.models.batch import AttentionSpec
 
+MAX_COPIED_BYTES = 1 << 30  # of keys and values of decodes, on a CPU
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -37,14 +40,14 @@ class Piece:
     tokens     which of the T tokens the b * Q queries are (padding repeats the last of its
                sequence); None: all of them, in order
     keys       where the b * K * L keys are among the S * K heads of the cache, so that those of a
-               head are gathered end to end; or the slots, where they lie end to end
+               head are gathered end to end; or the slots, where they lie end to end; or a copy
     mask       added to the scores, [b, 1, G * Q, L]; None if every query sees every key
     valid      which of the b * Q queries are no padding; None: all
     prefix     the piece with the keys before these, if they are shared with other requests
     """
 
     tokens: Tensor | None
-    keys: Tensor | slice
+    keys: Tensor | slice | GatheredKeys
     mask: Tensor | None
     valid: Tensor | None
     shape: tuple[int, int, int]
@@ -60,11 +63,13 @@ class TorchAttention:
         self.windows = {spec.window for spec in layers}
         self.group_size = layers[0].num_heads // layers[0].num_kv_heads
         self.pieces: dict[int | None, list[Piece]] = {}
+        self.copies: list[GatheredKeys] = []
 
     def plan(self, layout: StepLayout, table: RequestTable, inputs_4T: Tensor) -> None:
         """Divide the step into pieces, for each window that a layer has."""
-        planner = _Planner(layout, table, self.cache, self.group_size)
+        planner = _Planner(layout, table, self.cache, self.group_size, self.copies)
         self.pieces = {window: list(planner.pieces(window)) for window in self.windows}
+        self.copies = planner.copies
 
     def run(self, layer_id: int, q_THE: Tensor) -> Tensor:
         """[T, H, E] -> [T, H, E]."""
@@ -108,17 +113,19 @@ class TorchAttention:
         K, E = keys.shape[1:]
         q = q_THE if piece.tokens is None else q_THE.index_select(0, piece.tokens)
         q_bKGQE = q.view(b, num_queries, K, -1, E).permute(0, 2, 3, 1, 4)
-        k_bKLE, v_bKLE = (_read(cache, piece) for cache in (keys, values))
+        if isinstance(piece.keys, GatheredKeys):
+            k_bKLE, v_bKLE = piece.keys.read(layer_id, keys, values)
+        else:
+            k_bKLE, v_bKLE = (_read(cache, piece.keys, piece.shape) for cache in (keys, values))
         return q_bKGQE.reshape(b, K, -1, E), k_bKLE, v_bKLE, piece.mask
 
 
-def _read(cache_SKE: Tensor, piece: Piece) -> Tensor:
+def _read(cache_SKE: Tensor, where: Tensor | slice, shape: tuple[int, int, int]) -> Tensor:
     """Keys or values of a piece: [b, K, L, E]."""
     _, K, E = cache_SKE.shape
-    b, _, num_keys = piece.shape
-    if isinstance(piece.keys, slice):
-        return cache_SKE[piece.keys].transpose(0, 1).unsqueeze(0)
-    return cache_SKE.view(-1, E).index_select(0, piece.keys).view(b, K, num_keys, E)
+    if isinstance(where, slice):
+        return cache_SKE[where].transpose(0, 1).unsqueeze(0)
+    return cache_SKE.view(-1, E).index_select(0, where).view(shape[0], K, shape[2], E)
 
 
 def _join_heads(x_bKQE: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -133,7 +140,12 @@ class _Planner:
     """Turns a step's layout into pieces."""
 
     def __init__(
-        self, layout: StepLayout, table: RequestTable, cache: KvCache, group_size: int
+        self,
+        layout: StepLayout,
+        table: RequestTable,
+        cache: KvCache,
+        group_size: int,
+        copies: list[GatheredKeys],
     ) -> None:
         self.layout = layout
         self.table = table
@@ -141,6 +153,9 @@ class _Planner:
         self.num_heads = cache.keys_SKE[0].shape[1]
         self.dtype = cache.keys_SKE[0].dtype
         self.group_size = group_size
+        self.last_copies = copies
+        self.copies: list[GatheredKeys] = []
+        self.copied_tokens_left = self._max_copied_tokens(cache)
         self.num_tokens = int(layout.query_lens_B.sum())
         self.starts_B = layout.kv_lens_B - layout.query_lens_B
         self.firsts_B = layout.token_ends - layout.query_lens_B
@@ -170,7 +185,7 @@ class _Planner:
         valid = None if is_real_bQ.all() else self.table.to_device(np.flatnonzero(is_real_bQ))
         return Piece(
             tokens=self._tokens(members, offsets_bQ),
-            keys=self._keys(members, skip, num_keys),
+            keys=self._copy(members, skip) or self._keys(members, skip, num_keys),
             mask=self._mask(seen_bQ, num_keys, window),
             valid=valid,
             shape=(*offsets_bQ.shape, num_keys),
@@ -195,6 +210,40 @@ class _Planner:
             return None
         return self.table.to_device(tokens)
 
+    def _copy(self, members: np.ndarray, skip: int) -> GatheredKeys | None:
+        """A copy of the keys of several decodes; None where it would not pay or be too large."""
+        lens_b = self.layout.kv_lens_B[members] - skip
+        capacity = int(lens_b.max()) * 2 + SPARE_TOKENS  # made anew, a copy costs many steps
+        num_tokens = len(members) * capacity
+        is_decode = bool((self.layout.query_lens_B[members] == 1).all())
+        if len(members) == 1 or not is_decode or num_tokens > self.copied_tokens_left:
+            return None
+        self.copied_tokens_left -= num_tokens
+        rows, table, size = self.layout.rows_B[members], self.table, self.page_size
+        last_b = skip + lens_b - 1
+        copy = GatheredKeys(
+            owners=list(zip(rows.tolist(), table.num_owners_R[rows].tolist(), strict=True)),
+            skip=skip,
+            lens_b=lens_b,
+            newest_b=table.to_device(table.pages_RP[rows, last_b // size] * size + last_b % size),
+            slots_bL=None,
+            capacity=capacity,
+        )
+        if last := next((last for last in self.last_copies if copy.follows(last)), None):
+            copy.take_over(last)
+        else:
+            copy.slots_bL = self._slots(rows, skip, int(lens_b.max()))
+        self.copies.append(copy)
+        return copy
+
+    def _max_copied_tokens(self, cache: KvCache) -> int:
+        """On a GPU none: there, memory is counted and gathering is fast."""
+        keys_SKE = cache.keys_SKE[0]
+        if keys_SKE.device.type != "cpu":
+            return 0
+        bytes_per_token = 2 * len(cache.keys_SKE) * keys_SKE[0].numel() * keys_SKE.itemsize
+        return MAX_COPIED_BYTES // bytes_per_token
+
     def _keys(self, members: np.ndarray, skip: int, num_keys: int) -> Tensor | slice:
         """Where positions skip … skip + num_keys of each member are, for `Piece.keys`."""
         rows, size = self.layout.rows_B[members], self.page_size
@@ -203,11 +252,17 @@ class _Planner:
             pages = self.table.pages_RP[rows[0], first:last]
             if (np.diff(pages) == 1).all():
                 return slice(int(pages[0]) * size, int(pages[0]) * size + num_keys)
-        pages_bP = self.table.device_pages_RP[self.table.to_device(rows), first:last].long()
-        offsets = torch.arange(size, device=pages_bP.device)
-        slots_bL = (pages_bP.unsqueeze(-1) * size + offsets).flatten(start_dim=1)[:, :num_keys]
-        heads_K1 = torch.arange(self.num_heads, device=pages_bP.device).unsqueeze(1)
+        slots_bL = self._slots(rows, skip, num_keys)
+        heads_K1 = torch.arange(self.num_heads, device=slots_bL.device).unsqueeze(1)
         return (slots_bL.unsqueeze(1) * self.num_heads + heads_K1).flatten()
+
+    def _slots(self, rows: np.ndarray, skip: int, num_keys: int) -> Tensor:
+        """Slots of positions skip … skip + num_keys of each row."""
+        first, last = skip // self.page_size, -(-(skip + num_keys) // self.page_size)
+        pages_bP = self.table.device_pages_RP[self.table.to_device(rows), first:last].long()
+        offsets = torch.arange(self.page_size, device=pages_bP.device)
+        slots_bL = (pages_bP.unsqueeze(-1) * self.page_size + offsets).flatten(start_dim=1)
+        return slots_bL[:, :num_keys]
 
     def _mask(self, seen_bQ: np.ndarray, num_keys: int, window: int | None) -> Tensor | None:
         """0 for the keys a query sees and -inf for the others, [b, 1, G * Q, L]."""
