@@ -79,10 +79,7 @@ def bench_gemv(gbs: float) -> Iterator[dict[str, object]]:
             block_o, block_i, warps = config
             if not 1024 <= block_o * block_i <= 16384 or block_o * block_i // warps < 256:
                 continue
-            call = [
-                lambda w=w: gemv(x, w, torch.bfloat16, tile=config)  # noqa: B023
-                for w in weights
-            ]
+            call = [lambda w=w: gemv(x, w, torch.bfloat16, tile=config) for w in weights]
             best.append((microseconds(call, 7), config))
         best.sort()
         us = microseconds([lambda w=w: gemv(x, w, torch.bfloat16) for w in weights])
@@ -118,11 +115,12 @@ def bench_decode(gbs: float) -> Iterator[dict[str, object]]:
                 [
                     lambda k=k, v=v: decode_attention(
                         q, k, v, pages, rows, positions, out, page_size=1, scale=0.1,
-                        splits=splits)  # noqa: B023
+                        splits=splits)
                     for k, v in caches
                 ], 7)  # fmt: skip
+            chosen = splits == num_splits(B, K, num_cores)
             yield {"kernel": "decode", "B": B, "len": length, "heads": (H, K, E), "splits": splits,
-                   "chosen": splits == num_splits(B, K, num_cores), "us": us, "share": floor / us}  # fmt: skip
+                   "chosen": chosen, "us": us, "share": floor / us}  # fmt: skip
 
 
 def bench_extend(_: float) -> Iterator[dict[str, object]]:
@@ -140,7 +138,7 @@ def bench_extend(_: float) -> Iterator[dict[str, object]]:
         runs = runs.to(DEVICE)
         out = torch.empty_like(q)
         us = microseconds(
-            [lambda: extend_attention(q, keys, values, pages, runs, out, page_size=1, scale=0.1)]  # noqa: B023
+            [lambda: extend_attention(q, keys, values, pages, runs, out, page_size=1, scale=0.1)]
             * 3
         )
         flops = 4 * num * new * (cached + new / 2) * H * E
@@ -152,11 +150,11 @@ def bench_small(gbs: float) -> Iterator[dict[str, object]]:
     for rows, hidden, ffn in product((1, 64, 8192), (2048, 4096), (14336,)):
         x, y = (torch.randn(rows, hidden, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
         w = torch.ones(hidden, device=DEVICE)
-        us = microseconds([lambda: add_rms_norm(x, y, w, 1e-5)] * 20)  # noqa: B023
+        us = microseconds([lambda: add_rms_norm(x, y, w, 1e-5)] * 20)
         yield {"kernel": "add_rms_norm", "rows": rows, "size": hidden, "us": us,
                "share": rows * hidden * 8 / gbs / 1e3 / us}  # fmt: skip
         g = torch.randn(rows, 2 * ffn, device=DEVICE, dtype=torch.bfloat16)
-        us = microseconds([lambda: silu_and_mul(g)] * 20)  # noqa: B023
+        us = microseconds([lambda: silu_and_mul(g)] * 20)
         yield {"kernel": "silu_and_mul", "rows": rows, "size": ffn, "us": us,
                "share": rows * ffn * 6 / gbs / 1e3 / us}  # fmt: skip
 

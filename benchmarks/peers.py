@@ -224,7 +224,8 @@ def main() -> None:
     parser.add_argument("--compare", type=Path)
     options = parser.parse_args()
     if options.compare:
-        return compare(options.compare)
+        compare(options.compare)
+        return
     if not (options.engine and options.model):
         parser.error("name an engine and a model")
     with tempfile.TemporaryDirectory() as folder:

@@ -15,6 +15,7 @@ import itertools
 import logging
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ from sgl.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 
-ABORT_RETRY_S = 0.01
+SEND_RETRY_S = 0.001
 
 
 class SchedulerSender(Protocol):
@@ -104,7 +105,7 @@ class Front:
         self._live = LiveRequests(options.max_live_requests, options.max_batch_requests)
         self._call_ids = itertools.count(1)
         self._replies: dict[int, asyncio.Future[Reply]] = {}
-        self._unsent_aborts: list[Abort] = []
+        self._unsent: deque[IngressToScheduler] = deque()  # what the ring had no room for
 
     @property
     def num_live(self) -> int:
@@ -145,15 +146,14 @@ class Front:
     def fail_all(self, error: RequestError) -> None:
         """Whoever waits gets `error` now; the engine is told to stop."""
         for request_id, _ in self._live:
-            self._send_abort(request_id)
+            self._send(Abort(request_id))
         self._fail_live(error)
 
     async def control(self, action: Literal["flush_cache", "abort_all"]) -> Reply:
         """The engine's answer to an operator's wish."""
         self._open_limits()
         call_id = next(self._call_ids)
-        if not self._to_scheduler.put(Control(call_id, action)):
-            raise OverloadedError("the engine is busy: try again")
+        self._send(Control(call_id, action))
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._replies[call_id] = reply
         try:
@@ -228,20 +228,12 @@ class Front:
             for sample in range(call.n)
         ]
         running = RunningCall(answers, self._abandon)
-        sent: dict[int, LiveRequest] = {}
         for answer in answers:
             prompt = prompts[answer.index // call.n]
             request_id = next(self._request_ids)
-            if not self._to_scheduler.put(
-                self._message(request_id, prompt, call, answer.index % call.n)
-            ):
-                for earlier in sent:
-                    self._send_abort(earlier)
-                raise OverloadedError("the engine's queue is full: try again later")
-            sent[request_id] = LiveRequest(
-                running, answer, prompt.rid, self._clock(), is_stream=call.stream
-            )
-        self._live.start(sent.items())
+            live = LiveRequest(running, answer, prompt.rid, self._clock(), is_stream=call.stream)
+            self._live.start(request_id, live)
+            self._send(self._message(request_id, prompt, call, answer.index % call.n))
         self.counts.num_requests += len(answers)
         self.counts.num_prompt_tokens += sum(len(answer.prompt_ids) for answer in answers)
         return running
@@ -293,20 +285,23 @@ class Front:
         logger.info("Abort %.200s (%d requests)", reason, len(request_ids))
         finish = Finish("abort", message="Abort: on request", status=CLIENT_ABORT_STATUS)
         for request_id in request_ids:
-            self._send_abort(request_id)
+            self._send(Abort(request_id))
             self._deliver(TextDelta(request_id, "", b"", finish))
 
-    def _send_abort(self, request_id: int) -> None:
-        """An abort is never dropped: where the ring is full, it is sent a little later."""
-        self._unsent_aborts.append(Abort(request_id))
-        if len(self._unsent_aborts) == 1:
-            self._send_aborts()
+    def _send(self, message: IngressToScheduler) -> None:
+        """Nothing is dropped: where the ring is full, it is sent a little later, in order.
 
-    def _send_aborts(self) -> None:
-        while self._unsent_aborts and self._to_scheduler.put(self._unsent_aborts[0]):
-            del self._unsent_aborts[0]
-        if self._unsent_aborts and not self.is_dead:
-            asyncio.get_running_loop().call_later(ABORT_RETRY_S, self._send_aborts)
+        How much can wait here is bounded by how many answers may be in the making.
+        """
+        self._unsent.append(message)
+        if len(self._unsent) == 1:
+            self._send_waiting()
+
+    def _send_waiting(self) -> None:
+        while self._unsent and self._to_scheduler.put(self._unsent[0]):
+            self._unsent.popleft()
+        if self._unsent and not self.is_dead:
+            asyncio.get_running_loop().call_later(SEND_RETRY_S, self._send_waiting)
 
     def _fail_live(self, error: RequestError) -> None:
         for request_id, live in self._live:

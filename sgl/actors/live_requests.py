@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -72,10 +72,9 @@ class LiveRequests:
             undo.callback(self._by_rid.pop, rid)
         return rids
 
-    def start(self, requests: Iterable[tuple[int, LiveRequest]]) -> None:
-        for request_id, live in requests:
-            self._live[request_id] = live
-            self._by_rid[live.rid].add(request_id)
+    def start(self, request_id: int, live: LiveRequest) -> None:
+        self._live[request_id] = live
+        self._by_rid[live.rid].add(request_id)
 
     def forget(self, request_id: int) -> None:
         live = self._live.pop(request_id)

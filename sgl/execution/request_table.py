@@ -39,6 +39,7 @@ class RequestTable:
         self.has_filter_R = np.zeros(max_rows, bool)
         self.has_penalty_R = np.zeros(max_rows, bool)
         self.has_bias_R = np.zeros(max_rows, bool)
+        self.wants_logprobs_R = np.zeros(max_rows, bool)
         self.min_output_R = np.zeros(max_rows, np.int64)
         self.sampling: list[SamplingParams] = [SamplingParams()] * max_rows
         self.logprobs: list[LogprobOptions | None] = [None] * max_rows
@@ -89,6 +90,7 @@ class RequestTable:
         self.num_output_R[row] = new.num_output
         self.sampling[row] = sampling
         self.logprobs[row] = new.logprobs
+        self.wants_logprobs_R[row] = new.logprobs is not None
         self.is_greedy_R[row] = sampling.is_greedy
         self.has_filter_R[row] = sampling.top_k != -1 or sampling.top_p < 1 or sampling.min_p > 0
         self.has_penalty_R[row] = sampling.has_penalty

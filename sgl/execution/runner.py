@@ -97,7 +97,7 @@ class Runner:
         All ranks have the same logits, so these need no broadcast.
         """
         rows_B = layout.rows_B
-        if self.sampler.is_plain(rows_B) and not self._wants_logprobs(rows_B).any():
+        if self.sampler.is_plain(rows_B) and not self.table.wants_logprobs_R[rows_B].any():
             self.sampler.count(rows_B)
             return ids_B, {}
         return self._sample_logits(logits_BV, rows_B, np.arange(len(rows_B)))
@@ -109,7 +109,7 @@ class Runner:
             ids_B = torch.empty(len(rows_B), dtype=torch.int64, device=logits_BV.device)
             self.sampler.take(self.tp.broadcast(ids_B), rows_B)
             return ids_B, {}
-        wanted = np.flatnonzero(self._wants_logprobs(rows_B))
+        wanted = np.flatnonzero(self.table.wants_logprobs_R[rows_B])
         raw_logits = logits_BV[self.table.to_device(wanted)] if len(wanted) else None
         ids_B = self.tp.broadcast(self.sampler.sample(logits_BV, rows_B))
         if raw_logits is None:
@@ -118,9 +118,6 @@ class Runner:
             int(sampled[index]): self._token_logprobs(logits_V, ids_B[index], int(rows_B[index]))
             for logits_V, index in zip(raw_logits, wanted, strict=True)
         }
-
-    def _wants_logprobs(self, rows_B: np.ndarray) -> np.ndarray:
-        return np.array([self.table.logprobs[row] is not None for row in rows_B], bool)
 
     def _token_logprobs(self, logits_V: Tensor, token_id: Tensor, row: int) -> Logprobs:
         options = self.table.logprobs[row]

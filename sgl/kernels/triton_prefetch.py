@@ -10,16 +10,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BYTES_PER_LINE = 4096  # of one request to the memory
-LINES_PER_PROGRAM = 256
+from sgl.kernels.pdl import supports_pdl
+
 MAX_ROWS = 128  # with more, the kernels in between are long and the products read weights once
+_BYTES_PER_PROGRAM = 1 << 20
 
 
 @triton.jit
-def prefetch(weight, num_bytes, part, BYTES_PER_LINE: tl.constexpr, NUM_LINES: tl.constexpr):
-    """Ask for lines part * NUM_LINES … of `weight`; those behind its end ask for the last again."""
+def prefetch(weight, num_bytes, part, NUM_LINES: tl.constexpr = 256):
+    """Ask for megabyte `part` of `weight`, in lines of 4096 bytes; the last one stands for those
+    behind the end."""
     line = part.to(tl.int64) * NUM_LINES + tl.arange(0, NUM_LINES)
-    offset = tl.minimum(line * BYTES_PER_LINE, num_bytes - BYTES_PER_LINE)
+    offset = tl.minimum(line * 4096, num_bytes - 4096)
     tl.inline_asm_elementwise(
         "cp.async.bulk.prefetch.L2.global [$1], 4096;\nmov.u32 $0, 0;",
         "=r,l",
@@ -32,7 +34,10 @@ def prefetch(weight, num_bytes, part, BYTES_PER_LINE: tl.constexpr, NUM_LINES: t
 
 def num_programs(weight: Tensor | None, num_rows: int, max_bytes: int) -> int:
     """Extra programs that prefetch `weight` beside a kernel of `num_rows` rows; 0: not worth it."""
-    if weight is None or num_rows > MAX_ROWS or weight.device.type != "cuda":
+    if weight is None or num_rows > MAX_ROWS or not supports_pdl(weight.device):
         return 0
-    num_bytes = min(weight.numel() * weight.itemsize, max_bytes)
-    return num_bytes // (BYTES_PER_LINE * LINES_PER_PROGRAM)
+    return min(num_bytes(weight), max_bytes) // _BYTES_PER_PROGRAM
+
+
+def num_bytes(weight: Tensor | None) -> int:
+    return weight.numel() * weight.itemsize if weight is not None else 0
