@@ -100,9 +100,7 @@ class DenseBatch:
         positions_T = torch.arange(len(token_ids))
         return cls(torch.tensor(token_ids), positions_T, model.attention_layers)
 
-    def attend(
-        self, layer_id: int, qkv_TNE: Tensor, angles: Angles, ahead: Tensor | None = None
-    ) -> Tensor:
+    def attend(self, layer_id: int, qkv_TNE: Tensor, angles: Angles) -> Tensor:
         spec = self.layers[layer_id]
         counts = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
         assert qkv_TNE.shape[1:] == (sum(counts), spec.head_dim)

@@ -55,17 +55,10 @@ class ForwardBatch:
         self.positions_T = inputs_4T[1]
         self.slots_T = inputs_4T[2] if inputs_4T.device.type == "cuda" else inputs_4T[2].long()
 
-    def attend(
-        self, layer_id: int, qkv_TNE: Tensor, angles: Angles, ahead: Tensor | None = None
-    ) -> Tensor:
+    def attend(self, layer_id: int, qkv_TNE: Tensor, angles: Angles) -> Tensor:
         """Store the keys and values of all T tokens, then attend over each request's own."""
         cache = self.attention.cache
         q_THE = rotate_and_store(
-            qkv_TNE,
-            *angles,
-            cache.keys_SKE[layer_id],
-            cache.values_SKE[layer_id],
-            self.slots_T,
-            ahead,
+            qkv_TNE, *angles, cache.keys_SKE[layer_id], cache.values_SKE[layer_id], self.slots_T
         )
         return self.attention.run(layer_id, q_THE)

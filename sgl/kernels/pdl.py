@@ -13,12 +13,8 @@ import torch
 
 
 @cache
-def supports_pdl(device: torch.device) -> bool:
-    """Whether kernels on the device can be launched so (Hopper and later)."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
-
-
-@cache
 def launch_options(device: torch.device) -> dict[str, bool]:
     """Keywords for the launch of a kernel with a parameter USE_PDL."""
-    return {"USE_PDL": True, "launch_pdl": True} if supports_pdl(device) else {"USE_PDL": False}
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] < 9:
+        return {"USE_PDL": False}
+    return {"USE_PDL": True, "launch_pdl": True}

@@ -18,19 +18,14 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     return rms_norm_reference(x_TD, weight_D, eps)
 
 
-def add_rms_norm(
-    stream_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float, ahead: Tensor | None = None
-) -> Tensor:
-    """Add `delta_TD` to `stream_TD` in place; returns the norm of the sum.
-
-    ahead  a weight that is read next: its start is on its way meanwhile
-    """
+def add_rms_norm(stream_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """Add `delta_TD` to `stream_TD` in place; returns the norm of the sum."""
     _check(stream_TD, weight_D)
     assert delta_TD.shape == stream_TD.shape, f"{delta_TD.shape} is not {stream_TD.shape}"
     if stream_TD.device.type == "cuda":
         from sgl.kernels import triton_rms_norm
 
-        return triton_rms_norm.add_rms_norm(stream_TD, delta_TD, weight_D, eps, ahead)
+        return triton_rms_norm.add_rms_norm(stream_TD, delta_TD, weight_D, eps)
     return add_rms_norm_reference(stream_TD, delta_TD, weight_D, eps)
 
 

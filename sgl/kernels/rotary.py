@@ -28,22 +28,18 @@ def rotate_and_store(
     keys_SKE: Tensor,
     values_SKE: Tensor,
     slots_T: Tensor,
-    ahead: Tensor | None = None,
 ) -> Tensor:
     """Turn queries and keys; store keys and values in the cache; returns the queries [T, H, E].
 
     qkv_TNE  the heads of queries, keys and values side by side, N = H + 2K; overwritten
     slots_T  where in the cache [S, K, E] each token goes
-    ahead    a weight that is read after the attention
     """
     num_kv_heads = keys_SKE.shape[1]
     num_turned = qkv_TNE.shape[1] - num_kv_heads
     if qkv_TNE.device.type == "cuda":
         from sgl.kernels import triton_rotary
 
-        triton_rotary.rotate_and_store(
-            qkv_TNE, cos_T1E, sin_T1E, keys_SKE, values_SKE, slots_T, ahead
-        )
+        triton_rotary.rotate_and_store(qkv_TNE, cos_T1E, sin_T1E, keys_SKE, values_SKE, slots_T)
     else:
         rotate(qkv_TNE[:, :num_turned], cos_T1E, sin_T1E)
         keys_SKE.index_copy_(0, slots_T, qkv_TNE[:, num_turned - num_kv_heads : num_turned])

@@ -6,13 +6,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def silu_and_mul(gate_up: Tensor, ahead: Tensor | None = None) -> Tensor:
-    """[T, 2F] to [T, F]; `ahead` is a weight that is read next."""
+def silu_and_mul(gate_up: Tensor) -> Tensor:
+    """[T, 2F] to [T, F]."""
     assert gate_up.shape[-1] % 2 == 0, f"{gate_up.shape} cannot be halved"
     if gate_up.device.type == "cuda":
         from sgl.kernels import triton_silu_and_mul
 
-        return triton_silu_and_mul.silu_and_mul(gate_up, ahead)
+        return triton_silu_and_mul.silu_and_mul(gate_up)
     return silu_and_mul_reference(gate_up)
 
 

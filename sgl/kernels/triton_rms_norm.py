@@ -11,9 +11,6 @@ import triton.language as tl
 from torch import Tensor
 
 from sgl.kernels.pdl import launch_options
-from sgl.kernels.triton_prefetch import num_bytes, num_programs, prefetch
-
-MAX_AHEAD_BYTES = 8 << 20  # what memory delivers in the 2 µs that a norm takes
 
 
 @triton.jit
@@ -22,23 +19,14 @@ def _rms_norm_kernel(
     delta,  # [T, D], added to the stream in place; unused without HAS_DELTA
     weight,  # [D] float32
     out,  # [T, D]
-    ahead,  # a weight to prefetch: programs T, T + 1, …
-    ahead_bytes,
     eps,
-    T,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     HAS_DELTA: tl.constexpr,
-    HAS_AHEAD: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
     if USE_PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    if HAS_AHEAD:
-        if tl.program_id(0) >= T:
-            prefetch(ahead, ahead_bytes, tl.program_id(0) - T)
-            return
-    if USE_PDL:
         tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64) * D
     d = tl.arange(0, BLOCK_D)
@@ -56,45 +44,29 @@ def _rms_norm_kernel(
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """The norm of every row, in the type of `x_TD`."""
-    return _launch(x_TD, None, weight_D, eps, None)
+    return _launch(x_TD, None, weight_D, eps)
 
 
-def add_rms_norm(
-    stream_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float, ahead: Tensor | None = None
-) -> Tensor:
-    """Add `delta_TD` to `stream_TD` in place; returns the norm of the sum.
-
-    ahead  a weight that is read next
-    """
-    return _launch(stream_TD, delta_TD, weight_D, eps, ahead)
+def add_rms_norm(stream_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """Add `delta_TD` to `stream_TD` in place; returns the norm of the sum."""
+    return _launch(stream_TD, delta_TD, weight_D, eps)
 
 
-def _launch(
-    stream_TD: Tensor,
-    delta_TD: Tensor | None,
-    weight_D: Tensor,
-    eps: float,
-    ahead: Tensor | None,
-) -> Tensor:
+def _launch(stream_TD: Tensor, delta_TD: Tensor | None, weight_D: Tensor, eps: float) -> Tensor:
     assert stream_TD.is_contiguous(), "rows must lie end to end"
     T, D = stream_TD.shape
     out_TD = torch.empty_like(stream_TD)
     if T:
         block = triton.next_power_of_2(D)
-        num_extra = num_programs(ahead, T, MAX_AHEAD_BYTES)
-        _rms_norm_kernel[(T + num_extra,)](
+        _rms_norm_kernel[(T,)](
             stream_TD,
             delta_TD.contiguous() if delta_TD is not None else stream_TD,
             weight_D,
             out_TD,
-            stream_TD if ahead is None else ahead,
-            num_bytes(ahead),
             eps,
-            T,
             D=D,
             BLOCK_D=block,
             HAS_DELTA=delta_TD is not None,
-            HAS_AHEAD=num_extra > 0,
             num_warps=min(max(block // 512, 1), 16),
             **launch_options(stream_TD.device),
         )

@@ -10,10 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from sgl.kernels.pdl import launch_options
-from sgl.kernels.triton_prefetch import num_bytes, num_programs, prefetch
 
 HEADS_PER_PROGRAM = 4
-MAX_AHEAD_BYTES = 32 << 20  # at one token; attention of more keeps the memory busy itself
 
 
 @triton.jit
@@ -24,26 +22,16 @@ def _rotate_and_store_kernel(
     keys,  # [S, K, E]
     values,  # [S, K, E]
     slots,  # [T]
-    ahead,  # a weight to prefetch: programs (T, …), (T + 1, …), …
-    ahead_bytes,
-    T,
     qkv_row_len,
     H: tl.constexpr,
     K: tl.constexpr,
     E: tl.constexpr,
     BLOCK_E: tl.constexpr,  # power of two that holds half a head
     BLOCK_N: tl.constexpr,
-    HAS_AHEAD: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
     if USE_PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    if HAS_AHEAD:
-        if tl.program_id(0) >= T:
-            part = (tl.program_id(0) - T) * tl.num_programs(1) + tl.program_id(1)
-            prefetch(ahead, ahead_bytes, part)
-            return
-    if USE_PDL:
         tl.extra.cuda.gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
@@ -78,35 +66,25 @@ def rotate_and_store(
     keys_SKE: Tensor,
     values_SKE: Tensor,
     slots_T: Tensor,
-    ahead: Tensor | None = None,
 ) -> None:
-    """Turn the query heads in place; turned keys, and values, go to the cache.
-
-    ahead  a weight that is read after the attention
-    """
+    """Turn the query heads in place; turned keys, and values, go to the cache."""
     T, N, E = qkv_TNE.shape
     K = keys_SKE.shape[1]
     if T:
-        num_blocks = triton.cdiv(N, HEADS_PER_PROGRAM)
-        max_bytes = MAX_AHEAD_BYTES // (1 + T // 8)
-        num_extra = triton.cdiv(num_programs(ahead, T, max_bytes), num_blocks)
-        _rotate_and_store_kernel[(T + num_extra, num_blocks)](
+        grid = (T, triton.cdiv(N, HEADS_PER_PROGRAM))
+        _rotate_and_store_kernel[grid](
             qkv_TNE,
             cos_T1E,
             sin_T1E,
             keys_SKE,
             values_SKE,
             slots_T,
-            qkv_TNE if ahead is None else ahead,
-            num_bytes(ahead),
-            T,
             qkv_TNE.stride(0),
             H=N - 2 * K,
             K=K,
             E=E,
             BLOCK_E=triton.next_power_of_2(E // 2),
             BLOCK_N=HEADS_PER_PROGRAM,
-            HAS_AHEAD=num_extra > 0,
             num_warps=2,
             **launch_options(qkv_TNE.device),
         )

@@ -45,13 +45,10 @@ class Batch(Protocol):
     token_ids_T: Tensor
     positions_T: Tensor
 
-    def attend(
-        self, layer_id: int, qkv_TNE: Tensor, angles: Angles, ahead: Tensor | None = None
-    ) -> Tensor:
+    def attend(self, layer_id: int, qkv_TNE: Tensor, angles: Angles) -> Tensor:
         """Turn queries and keys by their positions, store keys and values, attend: [T, H, E].
 
-        `qkv_TNE` holds the heads of queries, keys and values side by side, and is used up. `ahead`
-        is a weight that is read next.
+        `qkv_TNE` holds the heads of queries, keys and values side by side, and is used up.
         """
         ...
 

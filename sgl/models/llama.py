@@ -52,7 +52,7 @@ class Attention(nn.Module):
     def forward(self, x_TD: Tensor, angles: Angles, batch: Batch) -> Tensor:
         H, K, E = self.spec.num_heads, self.spec.num_kv_heads, self.spec.head_dim
         qkv_TNE = self.qkv_proj(x_TD).view(-1, H + 2 * K, E)
-        o_THE = batch.attend(self.layer_id, qkv_TNE, angles, self.o_proj.prefetchable)
+        o_THE = batch.attend(self.layer_id, qkv_TNE, angles)
         return self.o_proj(o_THE.flatten(start_dim=1))
 
 
@@ -66,7 +66,7 @@ class MLP(nn.Module):
         self.down_proj = RowParallelLinear(size, config.hidden_size, placement, config.mlp_bias)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        return self.down_proj(silu_and_mul(self.gate_up_proj(x_TD), self.down_proj.prefetchable))
+        return self.down_proj(silu_and_mul(self.gate_up_proj(x_TD)))
 
 
 class Layer(nn.Module):
@@ -78,10 +78,9 @@ class Layer(nn.Module):
         self.mlp = MLP(config, placement)
 
     def forward(self, stream_TD: Tensor, delta_TD: Tensor, angles: Angles, batch: Batch) -> Tensor:
-        x_TD = self.input_layernorm.add(stream_TD, delta_TD, ahead=self.self_attn.qkv_proj)
+        x_TD = self.input_layernorm.add(stream_TD, delta_TD)
         delta_TD = self.self_attn(x_TD, angles, batch)
-        x_TD = self.post_attention_layernorm.add(stream_TD, delta_TD, ahead=self.mlp.gate_up_proj)
-        return self.mlp(x_TD)
+        return self.mlp(self.post_attention_layernorm.add(stream_TD, delta_TD))
 
 
 class Llama(nn.Module):

@@ -47,11 +47,6 @@ class Linear(nn.Module):
         for name in loaded.keys() - self.weights.keys():
             delattr(self, name)
 
-    @property
-    def prefetchable(self) -> Tensor | None:
-        """A weight that kernels before this layer may bring into the cache."""
-        return self.weights.get("weight")
-
     def forward(self, x_TI: Tensor) -> Tensor:
         return self.format.multiply(self.weights, x_TI, self.bias)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sgl.kernels.rms_norm import add_rms_norm, rms_norm
-from sgl.models.layers.linear import Linear
 from sgl.models.layers.weights import Placement, Weight, whole
 
 
@@ -19,10 +18,6 @@ class RMSNorm(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         return rms_norm(x_TD, self.weight, self.eps)
 
-    def add(self, stream_TD: Tensor, delta_TD: Tensor, ahead: Linear | None = None) -> Tensor:
-        """Add `delta_TD` to the residual stream, in place; returns the norm of the sum.
-
-        ahead  the layer that runs next
-        """
-        weight = ahead.prefetchable if ahead is not None else None
-        return add_rms_norm(stream_TD, delta_TD, self.weight, self.eps, weight)
+    def add(self, stream_TD: Tensor, delta_TD: Tensor) -> Tensor:
+        """Add `delta_TD` to the residual stream, in place; returns the norm of the sum."""
+        return add_rms_norm(stream_TD, delta_TD, self.weight, self.eps)
