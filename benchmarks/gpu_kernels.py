@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.gpu_steps import copy_gbs
+from sgl.kernels import triton_decode_attention as module
 from sgl.kernels.triton_decode_attention import decode_attention, num_splits
 from sgl.kernels.triton_extend_attention import extend_attention, plan_runs
 from sgl.kernels.triton_gemv import gemv
@@ -159,7 +160,41 @@ def bench_small(gbs: float) -> Iterator[dict[str, object]]:
                "share": rows * ffn * 6 / gbs / 1e3 / us}  # fmt: skip
 
 
+def bench_decode_tiles(gbs: float) -> Iterator[dict[str, object]]:
+    """Which tile suits the decode kernel, over its module's constants."""
+    num_cores = torch.cuda.get_device_properties(DEVICE).multi_processor_count
+    for (B, length), (H, K, E) in product(
+        ((1, 256), (64, 256), (64, 1024), (256, 512)), ((32, 8, 128), (32, 8, 64))
+    ):
+        num_slots = B * length
+        caches = [
+            [torch.randn(num_slots, K, E, device=DEVICE, dtype=torch.bfloat16) for _ in range(2)]
+            for _ in range(turns(num_slots * K * E * 4))
+        ]
+        q = torch.randn(B, H, E, device=DEVICE, dtype=torch.bfloat16)
+        pages = torch.randperm(num_slots, device=DEVICE).int().view(B, length)
+        rows = torch.arange(B, device=DEVICE, dtype=torch.int32)
+        positions = torch.full((B,), length - 1, device=DEVICE, dtype=torch.int32)
+        out = torch.empty_like(q)
+        splits = num_splits(B, K, num_cores)
+        found = []
+        for tile in product((32, 64, 128), (2, 4, 8), (2, 3, 4)):
+            module.BLOCK_L, module.NUM_WARPS, module.NUM_STAGES = tile
+            calls = [
+                lambda k=k, v=v: decode_attention(
+                    q, k, v, pages, rows, positions, out, page_size=1, scale=0.1, splits=splits
+                )
+                for k, v in caches
+            ]
+            found.append((round(microseconds(calls, 7), 2), tile))
+        floor = num_slots * K * E * 4 / gbs / 1e3
+        yield {"kernel": "decode tiles", "B": B, "len": length, "heads": (H, K, E), "floor": floor,
+               "splits": splits, "best": sorted(found)[:5],
+               "ours": next(us for us, tile in found if tile == (64, 4, 3))}  # fmt: skip
+
+
 BENCHES = {
+    "decode_tiles": bench_decode_tiles,
     "gemv": bench_gemv,
     "decode": bench_decode,
     "extend": bench_extend,

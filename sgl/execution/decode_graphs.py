@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class DecodeGraphs:
         self.attention = attention
         self.sizes = graph_sizes(max_size)
         self.inputs = torch.zeros(4 * max_size, dtype=torch.int32, device=table.device)
-        self.recordings: dict[int, Recording] = {}
+        self.recordings: dict[tuple[int, int], Recording] = {}  # by size and variant
 
     def can_run(self, layout: StepLayout) -> bool:
         """Whether the step is nothing but decodes, and not too many."""
@@ -63,47 +64,48 @@ class DecodeGraphs:
         started = time.monotonic()
         free_before, _ = torch.cuda.mem_get_info(self.table.device)
         pool = torch.cuda.graph_pool_handle()
-        for size in reversed(self.sizes):
-            self.recordings[size] = self._record(size, pool)
+        for size, variant in product(reversed(self.sizes), range(self.attention.num_variants)):
+            self.recordings[size, variant] = self._record(size, variant, pool)
         torch.cuda.synchronize()
         free, _ = torch.cuda.mem_get_info(self.table.device)
         logger.info(
             "Recorded %d CUDA graphs for up to %d requests in %.1f s; they take %.2f GiB",
-            len(self.sizes),
+            len(self.recordings),
             self.sizes[-1],
             time.monotonic() - started,
             (free_before - free) / 2**30,
         )
 
-    def run(self, inputs_4B: np.ndarray) -> tuple[Tensor, Tensor]:
+    def run(self, inputs_4B: np.ndarray, layout: StepLayout) -> tuple[Tensor, Tensor]:
         """Launch a step: logits [B, V] and best tokens [B], overwritten by the next."""
         num = inputs_4B.shape[1]
         size = next(size for size in self.sizes if size >= num)
+        variant = self.attention.choose_variant(layout, self.table, size)
         filled_4T = self._padding(size)
         filled_4T[:, :num] = inputs_4B
         pinned = torch.from_numpy(filled_4T.reshape(-1)).pin_memory()
         self.inputs[: 4 * size].copy_(pinned, non_blocking=True)
-        recording = self.recordings[size]
+        recording = self.recordings[size, variant]
         recording.graph.replay()
         return recording.logits_TV[:num], recording.ids_T[:num]
 
-    def _record(self, size: int, pool: Any) -> Recording:
+    def _record(self, size: int, variant: int, pool: Any) -> Recording:
         self.inputs[: 4 * size] = torch.from_numpy(self._padding(size).reshape(-1)).to(
             self.inputs.device
         )
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._step(size)  # compiles kernels and fills libraries' caches
+            self._step(size, variant)  # compiles kernels and fills libraries' caches
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool, stream=stream):
-            logits_TV, ids_T = self._step(size)
+            logits_TV, ids_T = self._step(size, variant)
         return Recording(graph, logits_TV, ids_T)
 
-    def _step(self, size: int) -> tuple[Tensor, Tensor]:
+    def _step(self, size: int, variant: int) -> tuple[Tensor, Tensor]:
         inputs_4T = self.inputs[: 4 * size].view(4, size)
-        self.attention.plan_decode(self.table, inputs_4T)
+        self.attention.plan_decode(self.table, inputs_4T, variant)
         batch = ForwardBatch(inputs_4T, self.table, self.attention)
         logits_TV = self.model.logits(self.model.hidden(batch))
         return logits_TV, best_tokens(logits_TV, inputs_4T[0], self.table.last_token_R)

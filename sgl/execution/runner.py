@@ -65,7 +65,7 @@ class Runner:
         layout = StepLayout.of(plan, decode_rows, self.table)
         inputs_4T = step_inputs(plan, layout, self.table, self.attention.cache.page_size)
         if self.graphs is not None and self.graphs.can_run(layout):
-            logits_BV, ids_B = self.graphs.run(inputs_4T)
+            logits_BV, ids_B = self.graphs.run(inputs_4T, layout)
             token_ids, outputs = self._sample_recorded(logits_BV, ids_B, layout)
             return self._output(plan.step, token_ids, _reports({}, outputs))
         device_inputs_4T = self.table.to_device(inputs_4T)

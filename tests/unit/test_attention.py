@@ -141,6 +141,26 @@ def test_a_prefix_shared_by_many_is_attended_to_once(
     assert all(piece.prefix is not None for piece in backend.pieces[None])
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("num_decodes", [6, 3])
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("spec", [
+    AttentionSpec(6, 2, 16, 0.25),
+    AttentionSpec(40, 1, 16, 0.25, soft_cap=5.0),  # more than one block of requests
+])  # fmt: skip
+def test_triton_decodes_read_a_shared_prefix_once(
+    spec, page_size, num_decodes, device, monkeypatch
+):
+    monkeypatch.setattr(find_clusters, "__defaults__", (100,))
+    query_lens = [1] * num_decodes + [5] * (6 - num_decodes)
+    kv_lens = [100 + 7 * index for index in range(6)]
+    options = {"spec": spec, "dtype": torch.float32, "device": device}
+    case = Case(kv_lens, query_lens, page_size=page_size, shared=64, **options)
+    backend = case.check(TritonAttention)
+    assert backend.prefixes.lens_B.tolist() == [64] * num_decodes
+    assert backend.blocks.blocks[:, 1].sum() == num_decodes
+
+
 @any_backend
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("spec", [

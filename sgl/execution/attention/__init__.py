@@ -27,7 +27,15 @@ class AttentionBackend(Protocol):
 
 
 class RecordableBackend(AttentionBackend, Protocol):
-    """One whose decode steps can be recorded in a CUDA graph: shapes depend on B alone."""
+    """One whose decode steps can be recorded in a CUDA graph: shapes depend on B alone.
 
-    def plan_decode(self, table: RequestTable, inputs_4B: Tensor) -> None:
+    num_variants  graphs there may be of one batch size, numbered from 0
+    """
+
+    num_variants: int
+
+    def plan_decode(self, table: RequestTable, inputs_4B: Tensor, variant: int) -> None:
         """Prepare to record: `run` reads lengths from `inputs_4B` whenever it is replayed."""
+
+    def choose_variant(self, layout: StepLayout, table: RequestTable, size: int) -> int:
+        """Which variant of the graph for `size` suits a step of decodes; prepares to replay it."""

@@ -8,41 +8,70 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sgl.execution.attention.prefix_blocks import PrefixBlocks
 from sgl.execution.kv_cache import KvCache
 from sgl.execution.request_table import RequestTable
 from sgl.execution.step_layout import StepLayout
-from sgl.kernels.triton_decode_attention import decode_attention, num_splits
+from sgl.kernels.triton_decode_attention import (
+    SharedPrefixes,
+    decode_attention,
+    members_per_block,
+    num_splits,
+)
 from sgl.kernels.triton_extend_attention import extend_attention, plan_runs
 from sgl.models.batch import AttentionSpec
 
+MAX_PREFIX_SPLITS = 8
+
 
 class TritonAttention:
-    """A `RecordableBackend`: what its decode kernel needs of a step is on the device."""
+    """A `RecordableBackend`: what its decode kernel needs of a step is on the device.
+
+    There are two variants of a recorded step: without shared prefixes, and with.
+    """
+
+    num_variants = 2
 
     def __init__(self, layers: list[AttentionSpec], cache: KvCache) -> None:
         self.layers = layers
         self.cache = cache
         self.num_cores = _num_cores(cache.keys_SKE[0].device)
         self.group_size = layers[0].num_heads // layers[0].num_kv_heads
+        self.blocks = PrefixBlocks(cache.page_size, members_per_block(self.group_size))
         self.num_decodes = 0
         self.splits = 1
+        self.prefixes: SharedPrefixes | None = None
+        self.uploaded: dict[int, SharedPrefixes] = {}  # version -> what the last step used
+        self.recorded: dict[int, SharedPrefixes] = {}  # batch size -> where its graph reads them
+        self.recorded_version: dict[int, int] = {}  # batch size -> what is written there
         self.pages_RP = self.rows_T = self.positions_T = self.runs_N4 = torch.empty(0)
 
     def plan(self, layout: StepLayout, table: RequestTable, inputs_4T: Tensor) -> None:
-        self.plan_decode(table, inputs_4T)
-        self.num_decodes = num = layout.num_decodes
-        self.splits = self._num_splits(num)
+        num = layout.num_decodes
+        self._plan_decodes(table, inputs_4T, num)
+        self.prefixes = self._shared_prefixes(layout, table)
         starts_B = layout.kv_lens_B - layout.query_lens_B
         runs_N4 = plan_runs(
             layout.rows_B[num:], layout.query_lens_B[num:], starts_B[num:], self.group_size
         )
         self.runs_N4 = table.to_device(runs_N4)
 
-    def plan_decode(self, table: RequestTable, inputs_4B: Tensor) -> None:
-        self.pages_RP = table.device_pages_RP
-        self.rows_T, self.positions_T = inputs_4B[0], inputs_4B[1]
-        self.num_decodes = inputs_4B.shape[1]
-        self.splits = self._num_splits(self.num_decodes)
+    def plan_decode(self, table: RequestTable, inputs_4B: Tensor, variant: int) -> None:
+        size = inputs_4B.shape[1]
+        self._plan_decodes(table, inputs_4B, size)
+        self.prefixes = self._recordable_prefixes(size, table) if variant == 1 else None
+
+    def choose_variant(self, layout: StepLayout, table: RequestTable, size: int) -> int:
+        self.blocks.update(layout, table)
+        found, target = self.blocks, self.recorded[size]
+        if not 0 < len(found.blocks) <= len(target.blocks):
+            return 0
+        if self.recorded_version.get(size) != found.version:
+            self.recorded_version[size] = found.version
+            for tensor, values in ((target.lens_B, found.lens_B), (target.blocks, found.blocks)):
+                tensor.zero_()
+                tensor[: len(values)].copy_(table.to_device(values))
+        return 1
 
     def run(self, layer_id: int, q_THE: Tensor) -> Tensor:
         """[T, H, E] -> [T, H, E]."""
@@ -63,6 +92,7 @@ class TritonAttention:
                 window=spec.window,
                 soft_cap=spec.soft_cap,
                 splits=self.splits,
+                prefixes=None if spec.window else self.prefixes,
             )
         if num < len(q_THE):
             extend_attention(
@@ -79,8 +109,39 @@ class TritonAttention:
             )
         return out_THE
 
-    def _num_splits(self, num_decodes: int) -> int:
-        return num_splits(num_decodes, self.layers[0].num_kv_heads, self.num_cores)
+    def _plan_decodes(self, table: RequestTable, inputs_4T: Tensor, num_decodes: int) -> None:
+        self.pages_RP = table.device_pages_RP
+        self.rows_T, self.positions_T = inputs_4T[0], inputs_4T[1]
+        self.num_decodes = num_decodes
+        self.splits = num_splits(num_decodes, self.layers[0].num_kv_heads, self.num_cores)
+
+    def _shared_prefixes(self, layout: StepLayout, table: RequestTable) -> SharedPrefixes | None:
+        """Those of a step that is not recorded."""
+        self.blocks.update(layout, table)
+        if not len(self.blocks.blocks):
+            return None
+        if self.blocks.version not in self.uploaded:
+            self.uploaded = {
+                self.blocks.version: SharedPrefixes(
+                    table.to_device(self.blocks.lens_B),
+                    table.to_device(self.blocks.blocks),
+                    self._num_prefix_splits(len(self.blocks.blocks)),
+                )
+            }
+        return self.uploaded[self.blocks.version]
+
+    def _recordable_prefixes(self, size: int, table: RequestTable) -> SharedPrefixes:
+        """Room for as many blocks as usually matter; a step with more runs without them."""
+        num_blocks = max(1, size // 4)
+        width = 2 + self.blocks.members_per_block
+        lens_B = torch.zeros(size, dtype=torch.int32, device=table.device)
+        blocks = torch.zeros((num_blocks, width), dtype=torch.int32, device=table.device)
+        fresh = SharedPrefixes(lens_B, blocks, self._num_prefix_splits(num_blocks))
+        return self.recorded.setdefault(size, fresh)
+
+    def _num_prefix_splits(self, num_blocks: int) -> int:
+        wanted = num_splits(num_blocks, self.layers[0].num_kv_heads, self.num_cores)
+        return min(wanted, MAX_PREFIX_SPLITS)
 
 
 def _num_cores(device: torch.device) -> int:
