@@ -19,8 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.gpu_steps import copy_gbs
-from sgl.kernels import triton_decode_attention as module
-from sgl.kernels.triton_decode_attention import decode_attention, num_splits
+from sgl.kernels.triton_decode_attention import choose_tile, decode_attention, num_splits
 from sgl.kernels.triton_extend_attention import extend_attention, plan_runs
 from sgl.kernels.triton_gemv import gemv
 from sgl.kernels.triton_rms_norm import add_rms_norm
@@ -142,9 +141,35 @@ def bench_extend(_: float) -> Iterator[dict[str, object]]:
             [lambda: extend_attention(q, keys, values, pages, runs, out, page_size=1, scale=0.1)]
             * 3
         )
+        swept = []
+        for tile in product((64, 128), (32, 64, 128), (4, 8), (2, 3)):
+            cut = plan_runs(np.arange(num), lens, np.full(num, cached), H // K, tile[0])
+            device_cut = torch.from_numpy(cut).to(DEVICE)
+            try:
+                taken = microseconds(
+                    [
+                        lambda: extend_attention(
+                            q,
+                            keys,
+                            values,
+                            pages,
+                            device_cut,
+                            out,
+                            page_size=1,
+                            scale=0.1,
+                            tile=tile,
+                        )
+                    ]
+                    * 2,
+                    5,
+                )
+            except Exception:
+                continue  # too large for the chip
+            swept.append((round(taken, 1), tile))
         flops = 4 * num * new * (cached + new / 2) * H * E
         yield {"kernel": "extend", "requests": num, "new": new, "cached": cached,
-               "heads": (H, K, E), "us": us, "tflops": flops / us / 1e6}  # fmt: skip
+               "heads": (H, K, E), "us": us, "tflops": flops / us / 1e6,
+               "best": sorted(swept)[:4]}  # fmt: skip
 
 
 def bench_small(gbs: float) -> Iterator[dict[str, object]]:
@@ -161,7 +186,7 @@ def bench_small(gbs: float) -> Iterator[dict[str, object]]:
 
 
 def bench_decode_tiles(gbs: float) -> Iterator[dict[str, object]]:
-    """Which tile suits the decode kernel, over its module's constants."""
+    """Which tile suits the decode kernel."""
     num_cores = torch.cuda.get_device_properties(DEVICE).multi_processor_count
     for (B, length), (H, K, E) in product(
         ((1, 256), (64, 256), (64, 1024), (256, 512)), ((32, 8, 128), (32, 8, 64))
@@ -179,10 +204,19 @@ def bench_decode_tiles(gbs: float) -> Iterator[dict[str, object]]:
         splits = num_splits(B, K, num_cores)
         found = []
         for tile in product((32, 64, 128), (2, 4, 8), (2, 3, 4)):
-            module.BLOCK_L, module.NUM_WARPS, module.NUM_STAGES = tile
             calls = [
                 lambda k=k, v=v: decode_attention(
-                    q, k, v, pages, rows, positions, out, page_size=1, scale=0.1, splits=splits
+                    q,
+                    k,
+                    v,
+                    pages,
+                    rows,
+                    positions,
+                    out,
+                    page_size=1,
+                    scale=0.1,
+                    splits=splits,
+                    tile=tile,
                 )
                 for k, v in caches
             ]
@@ -190,7 +224,7 @@ def bench_decode_tiles(gbs: float) -> Iterator[dict[str, object]]:
         floor = num_slots * K * E * 4 / gbs / 1e3
         yield {"kernel": "decode tiles", "B": B, "len": length, "heads": (H, K, E), "floor": floor,
                "splits": splits, "best": sorted(found)[:5],
-               "ours": next(us for us, tile in found if tile == (64, 4, 3))}  # fmt: skip
+               "ours": {t: us for us, t in found}[choose_tile(E, B, splits)]}  # fmt: skip
 
 
 BENCHES = {

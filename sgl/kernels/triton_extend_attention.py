@@ -18,7 +18,61 @@ import triton.language as tl
 from torch import Tensor
 
 TILE_ROWS = 128
-BLOCK_L = 64  # keys a program looks at together
+
+
+@triton.jit
+def _attend_keys(
+    state,  # acc_ME, best_M, sum_M
+    q_ME,
+    position,  # [M]
+    begin,
+    end,
+    keys,  # of the KV head
+    values,
+    pages,  # of the request
+    scale,
+    soft_cap,
+    window,
+    PAGE_SIZE: tl.constexpr,
+    SLOT_LEN: tl.constexpr,
+    E: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    HAS_SOFT_CAP: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    IS_MASKED: tl.constexpr,  # without, every row sees all keys from begin to end
+):
+    acc_ME, best_M, sum_M = state
+    e = tl.arange(0, BLOCK_E)
+    for start in range(begin, end, BLOCK_L):
+        n = start + tl.arange(0, BLOCK_L)
+        is_key = n < end
+        page = tl.load(pages + n // PAGE_SIZE, mask=is_key, other=0)
+        slot = page.to(tl.int64) * PAGE_SIZE + n % PAGE_SIZE
+        at = slot[:, None] * SLOT_LEN + e[None, :]
+        is_real = is_key[:, None] & (e < E)[None, :]
+        k_LE = tl.load(keys + at, mask=is_real, other=0.0).to(q_ME.dtype)
+        scores_ML = tl.dot(q_ME, tl.trans(k_LE), input_precision="ieee")
+        if HAS_SOFT_CAP:  # soft_cap * tanh(score / soft_cap), here and below in base 2
+            scores_ML = soft_cap * (2 * tl.sigmoid(2 * scale * scores_ML / soft_cap) - 1)
+            scores_ML = scores_ML * 1.4426950408889634
+        else:
+            scores_ML = scores_ML * (scale * 1.4426950408889634)
+        if IS_MASKED:
+            is_seen = n[None, :] <= position[:, None]
+            if HAS_WINDOW:
+                is_seen = is_seen & (n[None, :] > position[:, None] - window)
+            scores_ML = tl.where(is_seen, scores_ML, float("-inf"))
+        # rows that have seen no key yet must not compute inf - inf
+        new_best_M = tl.maximum(tl.maximum(best_M, tl.max(scores_ML, axis=1)), -1e30)
+        weights_ML = tl.exp2(scores_ML - new_best_M[:, None])
+        fade_M = tl.exp2(best_M - new_best_M)
+        sum_M = sum_M * fade_M + tl.sum(weights_ML, axis=1)
+        v_LE = tl.load(values + at, mask=is_real, other=0.0).to(q_ME.dtype)
+        acc_ME = acc_ME * fade_M[:, None]
+        acc_ME += tl.dot(weights_ML.to(q_ME.dtype), v_LE, input_precision="ieee")
+        best_M = new_best_M
+    return acc_ME, best_M, sum_M
 
 
 @triton.jit
@@ -58,39 +112,30 @@ def _extend_kernel(
     is_query = (offset < num_tokens)[:, None] & (e < E)[None, :]
     token = (first_token + offset).to(tl.int64)
     head = (k * G + r % G) * E
-    q_ME = tl.load(q + (token * q_row_len + head)[:, None] + e[None, :], mask=is_query, other=0.0)
+    at_ME = (token * q_row_len + head)[:, None] + e[None, :]
+    q_ME = tl.load(q + at_ME, mask=is_query, other=0.0)
     position = first_position + offset
     begin = 0
     if HAS_WINDOW:
         begin = tl.maximum(first_position - window + 1, 0) // BLOCK_L * BLOCK_L
+    end = first_position + num_tokens
+    acc_ME = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
     best_M = tl.full([BLOCK_M], float("-inf"), tl.float32)
     sum_M = tl.zeros([BLOCK_M], tl.float32)
-    acc_ME = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
-    for start in range(begin, first_position + num_tokens, BLOCK_L):
-        n = start + tl.arange(0, BLOCK_L)
-        is_key = n < first_position + num_tokens
-        page = tl.load(pages + row * page_row_len + n // PAGE_SIZE, mask=is_key, other=0)
-        slot = page.to(tl.int64) * PAGE_SIZE + n % PAGE_SIZE
-        at = slot[:, None] * (K * E) + k * E + e[None, :]
-        is_real = is_key[:, None] & (e < E)[None, :]
-        k_LE = tl.load(keys + at, mask=is_real, other=0.0).to(q_ME.dtype)
-        scores_ML = tl.dot(q_ME, tl.trans(k_LE), input_precision="ieee") * scale
-        if HAS_SOFT_CAP:  # soft_cap * tanh(score / soft_cap)
-            scores_ML = soft_cap * (2 * tl.sigmoid(2 * scores_ML / soft_cap) - 1)
-        is_seen = n[None, :] <= position[:, None]
-        if HAS_WINDOW:
-            is_seen = is_seen & (n[None, :] > position[:, None] - window)
-        scores_ML = tl.where(is_seen, scores_ML * 1.4426950408889634, float("-inf"))
-        # rows that have seen no key yet must not compute inf - inf
-        new_best_M = tl.maximum(tl.maximum(best_M, tl.max(scores_ML, axis=1)), -1e30)
-        weights_ML = tl.exp2(scores_ML - new_best_M[:, None])
-        fade_M = tl.exp2(best_M - new_best_M)
-        sum_M = sum_M * fade_M + tl.sum(weights_ML, axis=1)
-        v_LE = tl.load(values + at, mask=is_real, other=0.0).to(q_ME.dtype)
-        acc_ME = acc_ME * fade_M[:, None]
-        acc_ME += tl.dot(weights_ML.to(q_ME.dtype), v_LE, input_precision="ieee")
-        best_M = new_best_M
-
+    state = (acc_ME, best_M, sum_M)
+    if not HAS_WINDOW:  # keys that all rows see need no mask
+        masked_from = first_position // BLOCK_L * BLOCK_L
+        state = _attend_keys(
+            state, q_ME, position, begin, masked_from, keys + k * E, values + k * E,
+            pages + row * page_row_len, scale, soft_cap, window, PAGE_SIZE, K * E, E, BLOCK_E,
+            BLOCK_L, HAS_SOFT_CAP, HAS_WINDOW, False,
+        )  # fmt: skip
+        begin = masked_from
+    acc_ME, best_M, sum_M = _attend_keys(
+        state, q_ME, position, begin, end, keys + k * E, values + k * E,
+        pages + row * page_row_len, scale, soft_cap, window, PAGE_SIZE, K * E, E, BLOCK_E,
+        BLOCK_L, HAS_SOFT_CAP, HAS_WINDOW, True,
+    )  # fmt: skip
     o_ME = acc_ME / tl.maximum(sum_M, 1e-30)[:, None]
     target = out + (token * (H * E) + head)[:, None] + e[None, :]
     tl.store(target, o_ME.to(out.dtype.element_ty), mask=is_query)
@@ -138,11 +183,13 @@ def extend_attention(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
-    tile_rows: int = TILE_ROWS,
+    tile: tuple[int, int, int, int] | None = None,
 ) -> None:
     """Causal attention of every token to its request's tokens up to itself.
 
-    `runs_N4` is what `plan_runs` gave for the same `tile_rows`; `out_THE` is contiguous.
+    `runs_N4` is what `plan_runs` gave; `out_THE` is contiguous.
+
+    tile  rows (those of `plan_runs`) and keys that a program looks at together, warps, stages
     """
     _, H, E = q_THE.shape
     K = keys_SKE.shape[1]
@@ -150,6 +197,8 @@ def extend_attention(
     assert keys_SKE.is_contiguous(), "the cache must be contiguous"
     assert out_THE.is_contiguous(), "the output must be contiguous"
     is_wide = E > 128 or q_THE.dtype == torch.float32
+    chosen = tile or (TILE_ROWS, *((32, 8, 2) if is_wide else (64, 8, 3)))
+    tile_rows, block_l, num_warps, num_stages = chosen
     _extend_kernel[(len(runs_N4), K)](
         q_THE,
         keys_SKE,
@@ -169,9 +218,9 @@ def extend_attention(
         E=E,
         BLOCK_M=tile_rows,
         BLOCK_E=max(16, triton.next_power_of_2(E)),
-        BLOCK_L=BLOCK_L // 2 if is_wide else BLOCK_L,
+        BLOCK_L=block_l,
         HAS_SOFT_CAP=soft_cap is not None,
         HAS_WINDOW=window is not None,
-        num_warps=8,
-        num_stages=2 if is_wide else 3,
+        num_warps=num_warps,
+        num_stages=num_stages,
     )

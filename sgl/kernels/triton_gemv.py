@@ -12,25 +12,6 @@ from torch import Tensor
 
 from sgl.kernels.pdl import launch_options
 
-PROGRAMS_AT_ONCE = 132 * 6  # that a Hopper GPU runs, each with 64 threads of 150 registers
-
-
-@triton.jit
-def _prefetch(weight, program, O, I, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr):
-    """Ask for the first tile of a later program, which will find it in the L2 cache."""
-    o = program * BLOCK_O + tl.arange(0, BLOCK_O)
-    i = tl.arange(0, BLOCK_I // 64) * 64  # a cache line of 128 bytes
-    row = tl.minimum(o, O - 1).to(tl.int64) * I
-    address = weight.to(tl.int64) + 2 * (row[:, None] + tl.minimum(i, I - 1)[None, :])
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1];\nmov.u32 $0, 0;",
-        "=r,l",
-        [address],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
 
 @triton.jit
 def _gemv_kernel(
@@ -41,15 +22,10 @@ def _gemv_kernel(
     I,
     BLOCK_O: tl.constexpr,
     BLOCK_I: tl.constexpr,
-    WAVE: tl.constexpr,
-    NUM_WAVES_AHEAD: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
     if USE_PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        if tl.program_id(0) < WAVE:
-            for wave in tl.static_range(1, NUM_WAVES_AHEAD + 1):
-                _prefetch(weight, tl.program_id(0) + wave * WAVE, O, I, BLOCK_O, BLOCK_I)
     o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     i = tl.arange(0, BLOCK_I)
     tile = weight + o.to(tl.int64)[:, None] * I + i[None, :]
@@ -74,7 +50,6 @@ def gemv(
     dtype: torch.dtype,
     *,
     tile: tuple[int, int, int] | None = None,
-    waves_ahead: int = 2,
 ) -> Tensor:
     """x @ weight.T: [1, O] in `dtype`.
 
@@ -92,8 +67,6 @@ def gemv(
         I,
         BLOCK_O=block_o,
         BLOCK_I=block_i,
-        WAVE=PROGRAMS_AT_ONCE,
-        NUM_WAVES_AHEAD=waves_ahead,
         num_warps=num_warps,
         **launch_options(x_1I.device),
     )
