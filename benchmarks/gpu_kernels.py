@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from benchmarks.gpu_steps import copy_gbs
 from sgl.kernels.triton_decode_attention import choose_tile, decode_attention, num_splits
+from sgl.kernels.triton_extend_attention import choose_tile as choose_extend_tile
 from sgl.kernels.triton_extend_attention import extend_attention, plan_runs
 from sgl.kernels.triton_gemv import gemv
 from sgl.kernels.triton_rms_norm import add_rms_norm
@@ -134,8 +135,9 @@ def bench_extend(_: float) -> Iterator[dict[str, object]]:
         pages = torch.randperm(total, device=DEVICE).int().view(num, -1)
         q = torch.randn(num * new, H, E, device=DEVICE, dtype=torch.bfloat16)
         lens = np.full(num, new)
-        runs = torch.from_numpy(plan_runs(np.arange(num), lens, np.full(num, cached), H // K))
-        runs = runs.to(DEVICE)
+        chosen = choose_extend_tile(E, torch.bfloat16)
+        cut = plan_runs(np.arange(num), lens, np.full(num, cached), H // K, chosen[0])
+        runs = torch.from_numpy(cut).to(DEVICE)
         out = torch.empty_like(q)
         us = microseconds(
             [lambda: extend_attention(q, keys, values, pages, runs, out, page_size=1, scale=0.1)]

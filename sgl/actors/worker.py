@@ -18,7 +18,7 @@ from sgl.actors.actor import Context
 from sgl.actors.channel import Poller, Receiver, Sender
 from sgl.errors import ConfigError
 from sgl.execution.attention.choice import is_recordable, make_backend
-from sgl.execution.decode_graphs import DecodeGraphs
+from sgl.execution.decode_graphs import DecodeGraphs, graph_sizes
 from sgl.execution.kv_cache import KvCache
 from sgl.execution.request_table import RequestTable
 from sgl.execution.runner import Runner, StepOutput
@@ -170,9 +170,15 @@ def _make_runner(
     graphs = None
     if is_recordable(attention) and not context.config.disable_cuda_graph:
         max_size = min(context.config.cuda_graph_max_bs, context.limits.max_running_requests)
-        graphs = DecodeGraphs(model, table, attention, max_size)
+        graphs = DecodeGraphs(model, table, attention, graph_sizes(max_size))
         graphs.record()
-    return Runner(model, table, attention, tp, graphs)
+    runner = Runner(model, table, attention, tp, graphs)
+    if device.type == "cuda":
+        started = time.monotonic()
+        runner.warm_up()
+        torch.cuda.synchronize()
+        logger.info("First forward pass, kernels compiled, in %.1f s", time.monotonic() - started)
+    return runner
 
 
 def _size_pool(

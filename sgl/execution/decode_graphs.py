@@ -6,7 +6,7 @@
 A batch is filled up to the next size with tokens of a row and a page that nobody else has. What
 differs from step to step (rows, positions, slots) is read on the device, so a graph never changes.
 
-Axes: B requests of the step    T tokens it is filled up to    V vocabulary
+Axes: B requests of the step    T tokens it is filled up to    S the largest T    V vocabulary
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sgl.execution.attention import RecordableBackend
-from sgl.execution.forward_batch import ForwardBatch
+from sgl.execution.forward_batch import ForwardBatch, padded_len
 from sgl.execution.request_table import RequestTable
 from sgl.execution.step_layout import StepLayout
 from sgl.kernels.step_tokens import best_tokens
@@ -46,13 +45,13 @@ class DecodeGraphs:
     """Records at start-up, largest first, so that the smaller graphs fit into the same memory."""
 
     def __init__(
-        self, model: CausalLM, table: RequestTable, attention: RecordableBackend, max_size: int
+        self, model: CausalLM, table: RequestTable, attention: RecordableBackend, sizes: list[int]
     ) -> None:
         self.model = model
         self.table = table
         self.attention = attention
-        self.sizes = graph_sizes(max_size)
-        self.inputs = torch.zeros(4 * max_size, dtype=torch.int32, device=table.device)
+        self.sizes = sizes
+        self.inputs_4S = table.to_device(self._padding())
         self.recordings: dict[tuple[int, int], Recording] = {}  # by size and variant
 
     def can_run(self, layout: StepLayout) -> bool:
@@ -64,8 +63,9 @@ class DecodeGraphs:
         started = time.monotonic()
         free_before, _ = torch.cuda.mem_get_info(self.table.device)
         pool = torch.cuda.graph_pool_handle()
-        for size, variant in product(reversed(self.sizes), range(self.attention.num_variants)):
-            self.recordings[size, variant] = self._record(size, variant, pool)
+        for size in reversed(self.sizes):
+            for variant in range(self.attention.num_variants(size)):
+                self.recordings[size, variant] = self._record(size, variant, pool)
         torch.cuda.synchronize()
         free, _ = torch.cuda.mem_get_info(self.table.device)
         logger.info(
@@ -78,21 +78,18 @@ class DecodeGraphs:
 
     def run(self, inputs_4B: np.ndarray, layout: StepLayout) -> tuple[Tensor, Tensor]:
         """Launch a step: logits [B, V] and best tokens [B], overwritten by the next."""
-        num = inputs_4B.shape[1]
+        num = layout.num_tokens
         size = next(size for size in self.sizes if size >= num)
         variant = self.attention.choose_variant(layout, self.table, size)
-        filled_4T = self._padding(size)
-        filled_4T[:, :num] = inputs_4B
-        pinned = torch.from_numpy(filled_4T.reshape(-1)).pin_memory()
-        self.inputs[: 4 * size].copy_(pinned, non_blocking=True)
+        filled_4S = self._padding()
+        filled_4S[:, :num] = inputs_4B[:, :num]
+        pinned_4S = torch.from_numpy(filled_4S).pin_memory()
+        self.inputs_4S.copy_(pinned_4S, non_blocking=True)
         recording = self.recordings[size, variant]
         recording.graph.replay()
         return recording.logits_TV[:num], recording.ids_T[:num]
 
     def _record(self, size: int, variant: int, pool: Any) -> Recording:
-        self.inputs[: 4 * size] = torch.from_numpy(self._padding(size).reshape(-1)).to(
-            self.inputs.device
-        )
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -104,17 +101,17 @@ class DecodeGraphs:
         return Recording(graph, logits_TV, ids_T)
 
     def _step(self, size: int, variant: int) -> tuple[Tensor, Tensor]:
-        inputs_4T = self.inputs[: 4 * size].view(4, size)
+        inputs_4T = self.inputs_4S[:, :size]
         self.attention.plan_decode(self.table, inputs_4T, variant)
         batch = ForwardBatch(inputs_4T, self.table, self.attention)
         logits_TV = self.model.logits(self.model.hidden(batch))
         return logits_TV, best_tokens(logits_TV, inputs_4T[0], self.table.last_token_R)
 
-    def _padding(self, size: int) -> np.ndarray:
-        """Inputs of so many tokens that belong to nobody: int32 [4, T]."""
+    def _padding(self) -> np.ndarray:
+        """Inputs of tokens that belong to nobody, for the largest size: int32 [4, S]."""
         slot = self.attention.cache.padding_page * self.attention.cache.page_size
         column = np.array([[self.table.padding_row], [0], [slot], [0]], np.int32)
-        return np.repeat(column, size, axis=1)
+        return np.repeat(column, padded_len(self.sizes[-1]), axis=1)
 
 
 def graph_sizes(max_size: int) -> list[int]:

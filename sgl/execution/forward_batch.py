@@ -23,21 +23,27 @@ from sgl.models.batch import Angles
 def step_inputs(
     plan: StepPlan, layout: StepLayout, table: RequestTable, page_size: int
 ) -> np.ndarray:
-    """Row, position, slot and id of every token, int32 [4, T].
+    """Row, position, slot and id of every token, int32 [4, `padded_len(T)`].
 
     Decodes have the id -1: theirs is the token that the last step left in the table.
     """
     positions_T = layout.positions()
-    inputs_4T = np.empty((4, len(positions_T)), np.int32)
+    num_tokens = len(positions_T)
+    inputs_4T = np.zeros((4, padded_len(num_tokens)), np.int32)
     rows_T = np.repeat(layout.rows_B, layout.query_lens_B)
     pages_T = table.pages_RP[rows_T, positions_T // page_size]
-    inputs_4T[0] = rows_T
-    inputs_4T[1] = positions_T
-    inputs_4T[2] = pages_T * page_size + positions_T % page_size
+    inputs_4T[0, :num_tokens] = rows_T
+    inputs_4T[1, :num_tokens] = positions_T
+    inputs_4T[2, :num_tokens] = pages_T * page_size + positions_T % page_size
     inputs_4T[3, : layout.num_decodes] = -1
     ids = b"".join(chunk.token_ids for chunk in plan.chunks)
-    inputs_4T[3, layout.num_decodes :] = np.frombuffer(ids, np.int32)
+    inputs_4T[3, layout.num_decodes : num_tokens] = np.frombuffer(ids, np.int32)
     return inputs_4T
+
+
+def padded_len(num_tokens: int) -> int:
+    """Rows of inputs start 64 bytes apart: kernels are compiled anew for other alignments."""
+    return -(-num_tokens // 16) * 16
 
 
 class ForwardBatch:

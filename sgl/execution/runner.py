@@ -14,13 +14,16 @@ from torch import Tensor
 from sgl.execution import logprobs
 from sgl.execution.attention import AttentionBackend
 from sgl.execution.decode_graphs import DecodeGraphs
-from sgl.execution.forward_batch import ForwardBatch, step_inputs
+from sgl.execution.forward_batch import ForwardBatch, padded_len, step_inputs
 from sgl.execution.request_table import RequestTable
 from sgl.execution.sampler import Sampler
 from sgl.execution.step_layout import StepLayout
 from sgl.kernels.collectives import TensorParallel
+from sgl.kernels.step_tokens import best_tokens
 from sgl.messages import Logprobs, RowLogprobs, StepPlan, StepResult
 from sgl.models.batch import CausalLM
+
+WARM_UP_TOKENS = 300  # kernels for few tokens and for many differ
 
 
 @dataclass(slots=True)
@@ -59,6 +62,23 @@ class Runner:
         self.sampler = Sampler(table)
 
     @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Compute a prompt that is nobody's: kernels are compiled and libraries loaded by it."""
+        table, cache = self.table, self.attention.cache
+        num_tokens = min(WARM_UP_TOKENS, table.pages_RP.shape[1] * cache.page_size)
+        inputs_4T = np.zeros((4, padded_len(num_tokens)), np.int32)
+        inputs_4T[0] = table.padding_row
+        inputs_4T[1, :num_tokens] = np.arange(num_tokens)
+        inputs_4T[2] = cache.padding_page * cache.page_size
+        rows_B, lens_B = np.array([table.padding_row]), np.array([num_tokens])
+        layout = StepLayout(rows_B, lens_B, lens_B, num_decodes=0)
+        device_inputs_4T = table.to_device(inputs_4T)[:, :num_tokens]
+        batch = ForwardBatch(device_inputs_4T, table, self.attention)
+        self.attention.plan(layout, table, device_inputs_4T)
+        logits_BV = self.model.logits(self.model.hidden(batch)[-1:])
+        best_tokens(logits_BV, device_inputs_4T[0, :1], table.last_token_R)
+
+    @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepOutput:
         """Launch a step; on a GPU this returns before it is computed."""
         decode_rows = self.table.apply(plan)
@@ -68,7 +88,7 @@ class Runner:
             logits_BV, ids_B = self.graphs.run(inputs_4T, layout)
             token_ids, outputs = self._sample_recorded(logits_BV, ids_B, layout)
             return self._output(plan.step, token_ids, _reports({}, outputs))
-        device_inputs_4T = self.table.to_device(inputs_4T)
+        device_inputs_4T = self.table.to_device(inputs_4T)[:, : layout.num_tokens]
         batch = ForwardBatch(device_inputs_4T, self.table, self.attention)
         self.attention.plan(layout, self.table, device_inputs_4T)
         hidden_TD = self.model.hidden(batch)

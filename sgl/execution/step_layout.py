@@ -39,6 +39,10 @@ class StepLayout:
         return cls(rows, query_lens, table.lens_R[rows], len(decode_rows))
 
     @property
+    def num_tokens(self) -> int:
+        return int(self.query_lens_B.sum())
+
+    @property
     def token_ends(self) -> np.ndarray:
         """Where each request's tokens end among the T."""
         return np.cumsum(self.query_lens_B)
@@ -47,4 +51,4 @@ class StepLayout:
         """Position of every token in its request."""
         starts = self.kv_lens_B - self.query_lens_B
         first = np.repeat(starts - (self.token_ends - self.query_lens_B), self.query_lens_B)
-        return first + np.arange(self.query_lens_B.sum())
+        return first + np.arange(self.num_tokens)

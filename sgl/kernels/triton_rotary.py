@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sgl.kernels.pdl import launch_options
 
-HEADS_PER_PROGRAM = 4
+HEADS_PER_PROGRAM = 4, 16  # of few tokens, so that there are enough programs, and of many
+MANY_TOKENS = 256
 
 
 @triton.jit
@@ -71,7 +72,8 @@ def rotate_and_store(
     T, N, E = qkv_TNE.shape
     K = keys_SKE.shape[1]
     if T:
-        grid = (T, triton.cdiv(N, HEADS_PER_PROGRAM))
+        block_n = HEADS_PER_PROGRAM[T >= MANY_TOKENS]
+        grid = (T, triton.cdiv(N, block_n))
         _rotate_and_store_kernel[grid](
             qkv_TNE,
             cos_T1E,
@@ -84,7 +86,7 @@ def rotate_and_store(
             K=K,
             E=E,
             BLOCK_E=triton.next_power_of_2(E // 2),
-            BLOCK_N=HEADS_PER_PROGRAM,
-            num_warps=2,
+            BLOCK_N=block_n,
+            num_warps=2 if block_n == HEADS_PER_PROGRAM[0] else 4,
             **launch_options(qkv_TNE.device),
         )

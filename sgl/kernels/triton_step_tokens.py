@@ -13,13 +13,14 @@ BLOCK_T = 128
 BLOCK_V = 2048
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _take_tokens_kernel(
     inputs,  # [4, T]
     last_token,  # [R]
     pages,  # [R, P]
     token_ids,  # [T]
     T,
+    input_row_len,
     page_row_len,
     PAGE_SIZE: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -31,9 +32,9 @@ def _take_tokens_kernel(
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     is_real = t < T
     row = tl.load(inputs + t, mask=is_real, other=0).to(tl.int64)
-    position = tl.load(inputs + T + t, mask=is_real, other=0)
-    slot = tl.load(inputs + 2 * T + t, mask=is_real, other=0)
-    token = tl.load(inputs + 3 * T + t, mask=is_real, other=0).to(tl.int64)
+    position = tl.load(inputs + input_row_len + t, mask=is_real, other=0)
+    slot = tl.load(inputs + 2 * input_row_len + t, mask=is_real, other=0)
+    token = tl.load(inputs + 3 * input_row_len + t, mask=is_real, other=0).to(tl.int64)
     tl.store(pages + row * page_row_len + position // PAGE_SIZE, slot // PAGE_SIZE, mask=is_real)
     last = tl.load(last_token + row, mask=is_real, other=0)
     tl.store(token_ids + t, tl.where(token < 0, last, token), mask=is_real)
@@ -93,7 +94,7 @@ def take_tokens(
     inputs_4T: Tensor, last_token_R: Tensor, pages_RP: Tensor, page_size: int
 ) -> Tensor:
     T = inputs_4T.shape[1]
-    assert inputs_4T.is_contiguous(), "the inputs must be contiguous"
+    assert inputs_4T.stride(1) == 1, "the inputs' rows must be contiguous"
     token_ids_T = torch.empty(T, dtype=torch.int64, device=inputs_4T.device)
     _take_tokens_kernel[(triton.cdiv(T, BLOCK_T),)](
         inputs_4T,
@@ -101,6 +102,7 @@ def take_tokens(
         pages_RP,
         token_ids_T,
         T,
+        inputs_4T.stride(0),
         pages_RP.stride(0),
         PAGE_SIZE=page_size,
         BLOCK_T=BLOCK_T,

@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from typing import NamedTuple
 
 from sgl.errors import PromptTooLongError
 from sgl.messages import (
     Chunk,
     Finish,
     Generate,
+    Int32Bytes,
     Logprobs,
     NewRow,
     RequestId,
@@ -65,12 +67,14 @@ class Totals:
     num_aborted: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One request's share of a step: after it, KV of `end` tokens is there."""
+class Part(NamedTuple):
+    """One request's share of a step: after it, KV of `end` tokens is there.
+
+    epoch  num_retractions when planned; another one now means its KV is gone
+    """
 
     request: Request
-    epoch: int  # num_retractions when planned; another one now means its KV is gone
+    epoch: int
     end: int
     is_sampled: bool
     is_prefill: bool
@@ -146,7 +150,7 @@ class Batcher:
         if len(self.in_flight) >= self.limits.max_in_flight:
             return None
         self.admission.relax()
-        decodes, page_rows, page_ids = self._plan_decodes()
+        decodes, growing, page_ids = self._plan_decodes()
         step = Step(self.totals.num_steps, [_decode_part(request) for request in decodes])
         admitted: list[NewRow] = []
         chunks = list(self._plan_chunks(step, admitted, num_decodes=len(decodes)))
@@ -161,8 +165,8 @@ class Batcher:
             released=self._take_released(),
             admitted=admitted,
             decode_rows=self._decode_rows_if_changed(decodes),
-            page_rows=b"" if len(page_rows) == len(decodes) else pack(page_rows),
-            page_ids=pack(page_ids),
+            page_rows=b"" if len(growing) == len(decodes) else pack(one.row for one in growing),
+            page_ids=page_ids,
             chunks=chunks,
         )
 
@@ -199,29 +203,23 @@ class Batcher:
         rows = [request.row for request in self.running]
         assert sorted(rows + self._free_rows) == list(range(self.limits.max_rows))
 
-    def _plan_decodes(self) -> tuple[list[Request], list[int], list[int]]:
-        """The rows that decode, and the pages some of them need for it."""
+    def _plan_decodes(self) -> tuple[list[Request], list[Request], Int32Bytes]:
+        """The requests that decode, those of them that get a page for it, and these pages."""
+        size = self.store.page_size
         while True:
             decodes = [request for request in self.running if request.can_decode]
-            num_needed = sum(self._needs_page(request) for request in decodes)
-            if num_needed <= self.store.num_available or not self._retract_one():
+            needing = [one for one in decodes if one.num_planned >= len(one.pages) * size]
+            if len(needing) <= self.store.num_available or not self._retract_one():
                 break
-        chosen: list[Request] = []
-        page_rows: list[int] = []
-        page_ids: list[int] = []
+        if left_out := set(needing[self.store.num_available :]):
+            # a request that ends with the step in flight makes room for them
+            decodes = [request for request in decodes if request not in left_out]
+            needing = [request for request in needing if request not in left_out]
+        pages = self.store.add_page_each(needing)
         for request in decodes:
-            if self._needs_page(request):
-                if not self.store.num_available:
-                    continue  # a request that ends with the step in flight makes room for it
-                page_ids += self.store.grow(request, request.num_planned + 1)
-                page_rows.append(request.row)
             request.num_planned += 1
             request.num_sampled += 1
-            chosen.append(request)
-        return chosen, page_rows, page_ids
-
-    def _needs_page(self, request: Request) -> bool:
-        return request.num_planned >= len(request.pages) * self.store.page_size
+        return decodes, needing, pages.tobytes()
 
     def _plan_chunks(self, step: Step, admitted: list[NewRow], num_decodes: int) -> Iterator[Chunk]:
         """Prefill in what the decodes left of the step: first what was begun, then new requests."""
@@ -327,7 +325,7 @@ class Batcher:
         elif token_id < 0:
             finish = Finish("abort", message="the model's output is not a number", status=500)
         else:
-            finish, new_ids = request.accept(token_id), pack([token_id])
+            finish, new_ids = request.accept(token_id), token_id.to_bytes(4, "little", signed=True)
             self.totals.num_output_tokens += 1
         input_logprobs = logprobs.input if logprobs else None
         if part.is_prefill and request.logprobs and request.next_logprob < request.prompt_len:

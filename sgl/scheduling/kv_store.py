@@ -10,7 +10,7 @@ it next runs after that step, because the worker runs steps in order.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from sgl.scheduling.radix_cache import RadixCache
 from sgl.scheduling.request import Request
@@ -54,11 +54,17 @@ class KvStore:
         num_new = self.pages_for(num_tokens) - len(request.pages)
         if num_new <= 0:
             return array("i")
-        if (num_missing := num_new - self.slots.num_free) > 0:
-            self.slots.give(self.cache.evict(num_missing))
-        pages = self.slots.take(num_new)
+        pages = self._take(num_new)
         request.pages += pages
         request.num_private_pages += num_new
+        return pages
+
+    def add_page_each(self, requests: Sequence[Request]) -> array[int]:
+        """Append a page to each of the requests; as `grow`, for many that decode."""
+        pages = self._take(len(requests))
+        for request, page in zip(requests, pages, strict=True):
+            request.pages.append(page)
+            request.num_private_pages += 1
         return pages
 
     def share(self, request: Request) -> None:
@@ -107,6 +113,11 @@ class KvStore:
         private = sum(request.num_private_pages for request in requests)
         owned = self.slots.num_free + self.cache.num_evictable + self.cache.num_pinned + private
         assert owned == self.num_pages, f"{owned} pages are owned, there are {self.num_pages}"
+
+    def _take(self, num_pages: int) -> array[int]:
+        if (num_missing := num_pages - self.slots.num_free) > 0:
+            self.slots.give(self.cache.evict(num_missing))
+        return self.slots.take(num_pages)
 
     def _forget(self, request: Request) -> None:
         request.node, request.pages = None, array("i")

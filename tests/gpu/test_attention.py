@@ -119,7 +119,8 @@ def test_every_request_attends_to_its_own_tokens(
     bench = Bench(step, page_size, spec, dtype, device)
     plan, attention = bench.plan(), make_backend([spec], bench.cache)
     layout = StepLayout.of(plan, bench.table.apply(plan), bench.table)
-    inputs_4T = bench.table.to_device(step_inputs(plan, layout, bench.table, page_size))
+    inputs = step_inputs(plan, layout, bench.table, page_size)
+    inputs_4T = bench.table.to_device(inputs)[:, : layout.num_tokens]
     batch = ForwardBatch(inputs_4T, bench.table, attention)
     attention.plan(layout, bench.table, inputs_4T)
     generator = torch.Generator(device).manual_seed(2)

@@ -29,10 +29,11 @@ class AttentionBackend(Protocol):
 class RecordableBackend(AttentionBackend, Protocol):
     """One whose decode steps can be recorded in a CUDA graph: shapes depend on B alone.
 
-    num_variants  graphs there may be of one batch size, numbered from 0
+    inputs_4B  as above
     """
 
-    num_variants: int
+    def num_variants(self, size: int) -> int:
+        """How many graphs there may be of a batch size; they are numbered from 0."""
 
     def plan_decode(self, table: RequestTable, inputs_4B: Tensor, variant: int) -> None:
         """Prepare to record: `run` reads lengths from `inputs_4B` whenever it is replayed."""

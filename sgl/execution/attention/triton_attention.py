@@ -18,10 +18,11 @@ from sgl.kernels.triton_decode_attention import (
     members_per_block,
     num_splits,
 )
-from sgl.kernels.triton_extend_attention import extend_attention, plan_runs
+from sgl.kernels.triton_extend_attention import choose_tile, extend_attention, plan_runs
 from sgl.models.batch import AttentionSpec
 
 MAX_PREFIX_SPLITS = 8
+MIN_SHARING = 8  # smaller batches read a shared prefix as often as they like
 
 
 class TritonAttention:
@@ -30,14 +31,13 @@ class TritonAttention:
     There are two variants of a recorded step: without shared prefixes, and with.
     """
 
-    num_variants = 2
-
     def __init__(self, layers: list[AttentionSpec], cache: KvCache) -> None:
         self.layers = layers
         self.cache = cache
         self.num_cores = _num_cores(cache.keys_SKE[0].device)
         self.group_size = layers[0].num_heads // layers[0].num_kv_heads
         self.blocks = PrefixBlocks(cache.page_size, members_per_block(self.group_size))
+        self.tile = choose_tile(layers[0].head_dim, cache.keys_SKE[0].dtype)
         self.num_decodes = 0
         self.splits = 1
         self.prefixes: SharedPrefixes | None = None
@@ -52,9 +52,16 @@ class TritonAttention:
         self.prefixes = self._shared_prefixes(layout, table)
         starts_B = layout.kv_lens_B - layout.query_lens_B
         runs_N4 = plan_runs(
-            layout.rows_B[num:], layout.query_lens_B[num:], starts_B[num:], self.group_size
+            layout.rows_B[num:],
+            layout.query_lens_B[num:],
+            starts_B[num:],
+            self.group_size,
+            self.tile[0],
         )
         self.runs_N4 = table.to_device(runs_N4)
+
+    def num_variants(self, size: int) -> int:
+        return 2 if size >= MIN_SHARING else 1
 
     def plan_decode(self, table: RequestTable, inputs_4B: Tensor, variant: int) -> None:
         size = inputs_4B.shape[1]
@@ -62,6 +69,8 @@ class TritonAttention:
         self.prefixes = self._recordable_prefixes(size, table) if variant == 1 else None
 
     def choose_variant(self, layout: StepLayout, table: RequestTable, size: int) -> int:
+        if size < MIN_SHARING:
+            return 0
         self.blocks.update(layout, table)
         found, target = self.blocks, self.recorded[size]
         if not 0 < len(found.blocks) <= len(target.blocks):
@@ -106,6 +115,7 @@ class TritonAttention:
                 scale=spec.scale,
                 window=spec.window,
                 soft_cap=spec.soft_cap,
+                tile=self.tile,
             )
         return out_THE
 
@@ -140,8 +150,9 @@ class TritonAttention:
         return self.recorded.setdefault(size, fresh)
 
     def _num_prefix_splits(self, num_blocks: int) -> int:
-        wanted = num_splits(num_blocks, self.layers[0].num_kv_heads, self.num_cores)
-        return min(wanted, MAX_PREFIX_SPLITS)
+        """One of two numbers, as each is compiled for."""
+        is_much = num_blocks * self.layers[0].num_kv_heads > 2 * self.num_cores
+        return 1 if is_much else MAX_PREFIX_SPLITS
 
 
 def _num_cores(device: torch.device) -> int:
