@@ -193,7 +193,7 @@ class ServerConfig:
         default=False,
     )
     cuda_graph_max_bs: int = flag(
-        "decode steps of up to so many requests are recorded as CUDA graphs", default=512, low=1
+        "decode steps of up to so many requests are recorded as CUDA graphs", default=1024, low=1
     )
     disable_radix_cache: bool = flag("do not keep the KV of finished requests", default=False)
     schedule_policy: str = flag(
