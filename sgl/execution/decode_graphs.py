@@ -34,7 +34,7 @@ MAX_WASTE = 0.12  # of a filled-up batch, at most
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A graph and where it leaves its results."""
+    """A graph and where it leaves its results, which the next graph's replay overwrites."""
 
     graph: torch.cuda.CUDAGraph
     logits_TV: Tensor
@@ -98,7 +98,7 @@ class DecodeGraphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool, stream=stream):
             logits_TV, ids_T = self._step(size, variant)
-        return Recording(graph, logits_TV, ids_T)
+        return Recording(graph, _alias(logits_TV), _alias(ids_T))
 
     def _step(self, size: int, variant: int) -> tuple[Tensor, Tensor]:
         inputs_4T = self.inputs_4S[:, :size]
@@ -112,6 +112,25 @@ class DecodeGraphs:
         slot = self.attention.cache.padding_page * self.attention.cache.page_size
         column = np.array([[self.table.padding_row], [0], [slot], [0]], np.int32)
         return np.repeat(column, padded_len(self.sizes[-1]), axis=1)
+
+
+class _Memory:
+    """Device memory that somebody else owns."""
+
+    def __init__(self, tensor: Tensor, type_code: str) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": tuple(tensor.shape),
+            "typestr": type_code,
+            "data": (tensor.data_ptr(), False),
+            "version": 3,
+        }
+
+
+def _alias(tensor: Tensor) -> Tensor:
+    """The same memory without owning it: it belongs to the graphs' pool, where the graphs of other
+    sizes may use it again. To own the logits of every size would take gigabytes."""
+    type_code = {torch.float32: "<f4", torch.int64: "<i8"}[tensor.dtype]
+    return torch.as_tensor(_Memory(tensor, type_code), device=tensor.device)
 
 
 def graph_sizes(max_size: int) -> list[int]:
