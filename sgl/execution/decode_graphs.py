@@ -63,10 +63,13 @@ class DecodeGraphs:
         started = time.monotonic()
         free_before, _ = torch.cuda.mem_get_info(self.table.device)
         pool = torch.cuda.graph_pool_handle()
+        # one stream for all: the allocator keeps memory for each stream apart
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         for size in reversed(self.sizes):
             for variant in range(self.attention.num_variants(size)):
-                self.recordings[size, variant] = self._record(size, variant, pool)
+                self.recordings[size, variant] = self._record(size, variant, pool, stream)
         torch.cuda.synchronize()
+        torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(self.table.device)
         logger.info(
             "Recorded %d CUDA graphs for up to %d requests in %.1f s; they take %.2f GiB",
@@ -89,8 +92,7 @@ class DecodeGraphs:
         recording.graph.replay()
         return recording.logits_TV[:num], recording.ids_T[:num]
 
-    def _record(self, size: int, variant: int, pool: Any) -> Recording:
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    def _record(self, size: int, variant: int, pool: Any, stream: torch.cuda.Stream) -> Recording:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self._step(size, variant)  # compiles kernels and fills libraries' caches
