@@ -152,7 +152,7 @@ def _steps(arguments: argparse.Namespace) -> Iterator[Step]:
     yield Step("environment", "scripts.gpu_steps.environment", 60)
     for path in _test_files():
         yield Step(
-            f"tests {path.parent.name}/{path.stem}", "scripts.gpu_steps.tests", 90, (str(path),)
+            f"tests {path.parent.name}/{path.stem}", "scripts.gpu_steps.tests", 180, (str(path),)
         )
     for family in ("llama", "qwen2"):
         yield Step(f"tiny {family}", "scripts.gpu_steps.tiny", 110, ("--family", family))
