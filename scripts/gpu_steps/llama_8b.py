@@ -5,7 +5,6 @@ Prompts are random ids and no two begin alike, so nothing comes out of the radix
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 import subprocess
@@ -17,43 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import sgl
+from benchmarks.shapes import SHAPES, write_model
 from scripts.gpu_steps.findings import parser
-
-CONFIG: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "rope_scaling": {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    },
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "bos_token_id": 128000,
-    "eos_token_id": [128001, 128008, 128009],
-}
-SMALL: dict[str, Any] = {
-    "hidden_size": 128,
-    "intermediate_size": 448,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "vocab_size": 2000,
-    "max_position_embeddings": 4096,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 
 
 @dataclass(frozen=True)
@@ -120,12 +84,12 @@ class Trial:
 
 def main() -> None:
     arguments = parser().parse_args()
-    config, load = (CONFIG | SMALL, SMALL_LOAD) if arguments.quick else (CONFIG, Load())
+    shape, load = ("tiny", SMALL_LOAD) if arguments.quick else ("llama8b", Load())
     with tempfile.TemporaryDirectory(prefix="llama-8b-") as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        path = write_model(shape, Path(folder))
         started = time.perf_counter()
         with sgl.Engine(
-            model_path=folder,
+            model_path=str(path),
             load_format="dummy",
             skip_tokenizer_init=True,
             dtype="bfloat16",
@@ -134,7 +98,7 @@ def main() -> None:
             log_level="info",
         ) as engine:
             arguments.found.add("start", None, s=round(time.perf_counter() - started, 1))
-            measure(engine, config["vocab_size"], load, arguments)
+            measure(engine, SHAPES[shape]["vocab_size"], load, arguments)
 
 
 def measure(engine: sgl.Engine, vocab_size: int, load: Load, arguments: Any) -> None:

@@ -21,7 +21,14 @@ from sgl.models.batch import Angles, AttentionSpec
 from sgl.sampling_params import SamplingParams
 
 TOLERANCE = {torch.float32: 5e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+BACKENDS = [TorchAttention, TritonAttention]
+# Triton's interpreter cannot multiply matrices of bfloat16
+CASES = [
+    *((backend, dtype, "cpu") for backend in BACKENDS for dtype in TOLERANCE
+      if (backend, dtype) != (TritonAttention, torch.bfloat16)),
+    *(pytest.param(backend, dtype, "cuda", marks=pytest.mark.gpu)
+      for backend in BACKENDS for dtype in TOLERANCE),
+]  # fmt: skip
 SPECS = {"cpu": AttentionSpec(4, 2, 16, 0.25), "cuda": AttentionSpec(32, 8, 128, 128**-0.5)}
 SCALES = {"cpu": 1, "cuda": 16}  # lengths below are multiplied by it
 
@@ -105,16 +112,12 @@ class Bench:
         return o_1HQE[0].transpose(0, 1)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("make_backend", [TorchAttention, TritonAttention])
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("make_backend", "dtype", "device"), CASES)
 @pytest.mark.parametrize("page_size", [1, 16])
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
 def test_every_request_attends_to_its_own_tokens(
     step, page_size, dtype, make_backend, device, record_property
 ):
-    if make_backend is TritonAttention and device == "cpu" and dtype == torch.bfloat16:
-        pytest.skip("Triton's interpreter cannot multiply matrices of bfloat16")
     step, spec = step.scaled(SCALES[device]), SPECS[device]
     bench = Bench(step, page_size, spec, dtype, device)
     plan, attention = bench.plan(), make_backend([spec], bench.cache)

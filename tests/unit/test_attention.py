@@ -19,6 +19,7 @@ from sgl.kernels.attention import attention, attention_reference, merge_attentio
 from sgl.models.batch import AttentionSpec
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+BACKENDS = [TorchAttention, TritonAttention]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -102,12 +103,17 @@ class Case:
         return backend
 
 
-any_backend = pytest.mark.parametrize("make_backend", [TorchAttention, TritonAttention])
+# Triton's interpreter cannot multiply matrices of bfloat16
+CASES = [
+    *((backend, dtype, "cpu") for backend in BACKENDS for dtype in TOLERANCE
+      if (backend, dtype) != (TritonAttention, torch.bfloat16)),
+    *(pytest.param(backend, dtype, "cuda", marks=pytest.mark.gpu)
+      for backend in BACKENDS for dtype in TOLERANCE),
+]  # fmt: skip
+any_backend = pytest.mark.parametrize("make_backend", BACKENDS)
 
 
-@any_backend
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("make_backend", "dtype", "device"), CASES)
 @pytest.mark.parametrize("page_size", [1, 4, 16])
 @pytest.mark.parametrize(
     ("kv_lens", "query_lens"),
@@ -121,8 +127,6 @@ any_backend = pytest.mark.parametrize("make_backend", [TorchAttention, TritonAtt
     ],
 )
 def test_paged_ragged_mixed_steps(kv_lens, query_lens, page_size, dtype, device, make_backend):
-    if make_backend is TritonAttention and device == "cpu" and dtype == torch.bfloat16:
-        pytest.skip("Triton's interpreter cannot multiply matrices of bfloat16")
     case = Case(kv_lens, query_lens, page_size=page_size, dtype=dtype, device=device)
     case.check(make_backend)
 
@@ -172,6 +176,24 @@ def test_triton_decodes_read_a_shared_prefix_once(
 def test_windows_soft_caps_and_odd_heads(spec, device, make_backend):
     case = Case([150, 9, 30, 50], [1, 1, 4, 50], spec=spec, dtype=torch.float32, device=device)
     case.check(make_backend)
+
+
+def test_layers_with_different_windows_keep_their_own_copies():
+    """From one decode step to the next each layer goes on with the keys it gathered."""
+    specs = [AttentionSpec(4, 2, 8, 0.3, window=window) for window in (5, None)]
+    options = {"dtype": torch.float32, "device": "cpu"}
+    cases = [Case([30, 41], [1, 1], spec=spec, **options) for spec in specs]
+    cache, table, layout = cases[0].cache, cases[0].table, cases[0].layout
+    cache.keys_SKE.append(cases[1].cache.keys_SKE[0])
+    cache.values_SKE.append(cases[1].cache.values_SKE[0])
+    backend, inputs_4T = TorchAttention(specs, cache), torch.zeros((4, 2), dtype=torch.int32)
+    for lens in ([29, 40], [30, 41]):  # the second step ends where the cases do
+        step = StepLayout(layout.rows_B, layout.query_lens_B, np.array(lens), 2)
+        backend.plan(step, table, inputs_4T)
+        outputs = [backend.run(layer_id, cases[layer_id].q) for layer_id in range(2)]
+    assert all(copy.slots_bL is None for copy in backend.copies)
+    for case, output in zip(cases, outputs, strict=True):
+        torch.testing.assert_close(output, case.expected(), atol=2e-5, rtol=0)
 
 
 def test_merging_two_halves_gives_the_whole():

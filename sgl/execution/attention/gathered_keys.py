@@ -24,12 +24,14 @@ class GatheredKeys:
 
     owners   row of each request and the how-manieth of the row it is: from one step to the next the
              same row may become another request's
+    window   of the layers whose keys these are
     skip     tokens at the start that are left out, attended to elsewhere
     lens_b   tokens in the copy
     slots_bL slots of all of them; None once there is a copy, which needs only `newest_b`
     """
 
     owners: list[tuple[int, int]]
+    window: int | None
     skip: int
     lens_b: np.ndarray
     newest_b: Tensor
@@ -41,6 +43,7 @@ class GatheredKeys:
         """Whether this is one step after `other` and fits into its copy."""
         return (
             self.owners == other.owners
+            and self.window == other.window
             and self.skip == other.skip
             and bool((self.lens_b == other.lens_b + 1).all())
             and int(self.lens_b.max()) <= other.capacity

@@ -156,7 +156,7 @@ class _Planner:
         self.last_copies = copies
         self.copies: list[GatheredKeys] = []
         self.copied_tokens_left = self._max_copied_tokens(cache)
-        self.num_tokens = int(layout.query_lens_B.sum())
+        self.num_tokens = layout.num_tokens
         self.starts_B = layout.kv_lens_B - layout.query_lens_B
         self.firsts_B = layout.token_ends - layout.query_lens_B
 
@@ -185,7 +185,7 @@ class _Planner:
         valid = None if is_real_bQ.all() else self.table.to_device(np.flatnonzero(is_real_bQ))
         return Piece(
             tokens=self._tokens(members, offsets_bQ),
-            keys=self._copy(members, skip) or self._keys(members, skip, num_keys),
+            keys=self._copy(members, skip, window) or self._keys(members, skip, num_keys),
             mask=self._mask(seen_bQ, num_keys, window),
             valid=valid,
             shape=(*offsets_bQ.shape, num_keys),
@@ -210,7 +210,7 @@ class _Planner:
             return None
         return self.table.to_device(tokens)
 
-    def _copy(self, members: np.ndarray, skip: int) -> GatheredKeys | None:
+    def _copy(self, members: np.ndarray, skip: int, window: int | None) -> GatheredKeys | None:
         """A copy of the keys of several decodes; None where it would not pay or be too large."""
         lens_b = self.layout.kv_lens_B[members] - skip
         capacity = int(lens_b.max()) * 2 + SPARE_TOKENS  # made anew, a copy costs many steps
@@ -223,6 +223,7 @@ class _Planner:
         last_b = skip + lens_b - 1
         copy = GatheredKeys(
             owners=list(zip(rows.tolist(), table.num_owners_R[rows].tolist(), strict=True)),
+            window=window,
             skip=skip,
             lens_b=lens_b,
             newest_b=table.to_device(table.pages_RP[rows, last_b // size] * size + last_b % size),
