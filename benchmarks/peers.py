@@ -57,10 +57,7 @@ class Sgl:
         )
 
     def generate(self, work: Work) -> list[int]:
-        sampling = [
-            {"temperature": 0.0, "max_new_tokens": num, "ignore_eos": True}
-            for num in work.output_lens
-        ]
+        sampling = _sampling(work)
         answers = self.engine.generate(input_ids=work.prompts, sampling_params=sampling)
         return [len(answer["output_ids"]) for answer in answers]
 
@@ -112,12 +109,16 @@ class Sglang:
         )
 
     def generate(self, work: Work) -> list[int]:
-        sampling = [
-            {"temperature": 0.0, "max_new_tokens": num, "ignore_eos": True}
-            for num in work.output_lens
-        ]
+        sampling = _sampling(work)
         answers = self.engine.generate(input_ids=work.prompts, sampling_params=sampling)
         return [answer["meta_info"]["completion_tokens"] for answer in answers]
+
+
+def _sampling(work: Work) -> list[dict[str, Any]]:
+    """What both speakers of SGLang's parameters are told."""
+    return [
+        {"temperature": 0.0, "max_new_tokens": num, "ignore_eos": True} for num in work.output_lens
+    ]
 
 
 ENGINES = {"sgl": Sgl, "vllm": Vllm, "sglang": Sglang}
