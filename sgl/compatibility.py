@@ -35,10 +35,6 @@ ACCEPTED = (
         "nothing",
         "the triton back end always sums in float32",
     ),
-    _accepted(
-        "--disable-custom-all-reduce", "nothing", "all-reduce is always left to NCCL or gloo"
-    ),
-    _accepted("--enable-p2p-check", "nothing", "NCCL checks by itself which GPUs reach each other"),
     _accepted("--enable-nan-detection", "nothing", "NaN logits are always detected"),
     _accepted(
         "--disable-penalizer", "nothing", "penalties cost nothing while no request uses them"

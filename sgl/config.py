@@ -141,6 +141,13 @@ class ServerConfig:
         low=1,
         high=64,
     )
+    disable_custom_all_reduce: bool = flag(
+        "leave sums over GPUs to NCCL instead of writing to each other's memory", default=False
+    )
+    enable_p2p_check: bool = flag(
+        "at the start, check that GPUs can write to each other's memory, and use NCCL if they cannot",
+        default=False,
+    )
     base_gpu_id: int = flag("first GPU to use", default=0, low=0)
     num_cpu_threads: int | None = flag(
         "threads of each process that computes on the CPU",

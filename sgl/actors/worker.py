@@ -26,7 +26,7 @@ from sgl.hardware import free_memory_gib
 from sgl.kernels.collectives import TensorParallel
 from sgl.messages import SchedulerToWorker, StepResult, WorkerReady, WorkerToScheduler
 from sgl.models.batch import CausalLM
-from sgl.models.loader import load_model
+from sgl.models.loader import load_model, resolve_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -102,12 +102,7 @@ class _Pool:
 def run(context: Context) -> None:
     """The process: load the model, say so, then run plans for ever."""
     device = _open_device(context)
-    tp = TensorParallel.join(
-        context.bootstrap.rank,
-        context.config.tp_size,
-        device=device,
-        rendezvous=f"file:///proc/self/fd/{context.bootstrap.rendezvous_fd}",
-    )
+    tp = _join_ranks(context, device)
     started = time.monotonic()
     model, config = load_model(
         context.bootstrap.paths["model"],
@@ -145,6 +140,25 @@ def _open_device(context: Context) -> torch.device:
     torch.cuda.set_device(device)
     torch.backends.cuda.enable_cudnn_sdp(False)  # it builds a plan for every new shape
     return device
+
+
+def _join_ranks(context: Context, device: torch.device) -> TensorParallel:
+    config, limits = context.config, context.limits
+    tp = TensorParallel.join(
+        context.bootstrap.rank,
+        config.tp_size,
+        device=device,
+        rendezvous=f"file:///proc/self/fd/{context.bootstrap.rendezvous_fd}",
+    )
+    if config.disable_custom_all_reduce:
+        return tp
+    dtype = resolve_dtype(config.dtype, context.model_config, device)
+    return tp.with_peer_memory(
+        device,
+        max_rows=limits.max_step_tokens + limits.max_running_requests,
+        row_bytes=context.model_config.hidden_size * dtype.itemsize,
+        check=config.enable_p2p_check,
+    )
 
 
 def _make_runner(

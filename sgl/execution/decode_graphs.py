@@ -98,7 +98,9 @@ class DecodeGraphs:
             self._step(size, variant)  # compiles kernels and fills libraries' caches
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=stream):
+        with torch.cuda.graph(
+            graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+        ):  # other threads may ask the device something meanwhile, NCCL's does
             logits_TV, ids_T = self._step(size, variant)
         return Recording(graph, _alias(logits_TV), _alias(ids_T))
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from sgl.kernels.peer_memory import PeerMemory
+from sgl.kernels.rms_norm import add_rms_norm
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -15,11 +21,14 @@ class TensorParallel:
     """This process's place among the `size` ranks that hold one model together.
 
     Every rank must make the same calls in the same order.
+
+    peers  memory of the other GPUs for small sums, where there is any
     """
 
     rank: int = 0
     size: int = 1
     group: dist.ProcessGroup | None = None
+    peers: PeerMemory | None = None
 
     @classmethod
     def join(
@@ -47,6 +56,35 @@ class TensorParallel:
         )
         return cls(rank, size, dist.group.WORLD)
 
+    def with_peer_memory(
+        self, device: torch.device, max_rows: int, row_bytes: int, *, check: bool = False
+    ) -> TensorParallel:
+        """The same group, which sums rows of `row_bytes` through the GPUs' memory where it can.
+
+        check  first send numbers through it and compare the sums with NCCL's
+        """
+        if self.group is None or device.type != "cuda":
+            return self
+        peers = PeerMemory.open(self.group, device, max_rows, row_bytes)
+        if peers and check and not self._sums_are_right(peers, device):
+            logger.warning("Sums go through NCCL: numbers written to another GPU do not arrive")
+            peers = None
+        return replace(self, peers=peers)
+
+    def _sums_are_right(self, peers: PeerMemory, device: torch.device) -> bool:
+        """A collective call, with the same answer on every rank."""
+        generator = torch.Generator(device).manual_seed(self.rank)
+        shape = (min(peers.max_rows, 256), peers.row_bytes // 2)
+        part_TD = torch.randn(shape, generator=generator, device=device).half()
+        weight_D = torch.ones(shape[1], device=device)
+        expected_TD = self.all_reduce(part_TD.float()).half()
+        is_right = True
+        for _ in range(4):
+            stream_TD = torch.zeros_like(part_TD)
+            replace(self, peers=peers).add_rms_norm(stream_TD, part_TD, weight_D, 1e-6)
+            is_right &= torch.allclose(stream_TD, expected_TD, rtol=1e-2, atol=1e-2)
+        return bool(self.smallest(int(is_right), device))
+
     def leave(self) -> None:
         """End the group; nothing may be exchanged afterwards."""
         if self.size > 1:
@@ -63,6 +101,18 @@ class TensorParallel:
             return x.copy_(wide)
         dist.all_reduce(x, group=self.group)
         return x
+
+    def add_rms_norm(
+        self, stream_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float
+    ) -> Tensor:
+        """Add every rank's `delta_TD` to `stream_TD` in place; returns the norm of the sum."""
+        if self.peers is not None and self.peers.takes(delta_TD):
+            from sgl.kernels import triton_reduce_norm
+
+            return triton_reduce_norm.reduce_rms_norm(
+                stream_TD, delta_TD, weight_D, eps, self.peers
+            )
+        return add_rms_norm(stream_TD, self.all_reduce(delta_TD), weight_D, eps)
 
     def all_gather_last(self, x: Tensor) -> Tensor:
         """Every rank's `x` side by side along the last axis, in rank order."""

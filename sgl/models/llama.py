@@ -3,7 +3,8 @@
 Axes: T tokens of the batch, laid end to end    D hidden    F feed-forward    V vocabulary
       H query heads    K key/value heads    N = H + 2K    E head size    B rows with logits
 
-The residual stream is one buffer: a block returns what it adds, the next norm adds it.
+The residual stream is one buffer: a block returns what it adds to it, each rank its part, and the
+next norm adds the sum of all parts.
 """
 
 from __future__ import annotations
@@ -109,8 +110,8 @@ class Llama(nn.Module):
         ]
 
     def hidden(self, batch: Batch) -> Tensor:
-        stream_TD = self.embed_tokens(batch.token_ids_T)
-        delta_TD = torch.zeros_like(stream_TD)
+        delta_TD = self.embed_tokens(batch.token_ids_T)
+        stream_TD = torch.zeros_like(delta_TD)
         angles = self.rotary(batch.positions_T)
         for layer in self.layers:
             delta_TD = layer(stream_TD, delta_TD, angles, batch)

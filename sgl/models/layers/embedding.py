@@ -21,7 +21,8 @@ def vocab_piece(vocab_size: int, tp: TensorParallel) -> tuple[Piece, int]:
 
 
 class VocabParallelEmbedding(nn.Module):
-    """Token ids to hidden states. An id outside the vocabulary is undefined on one rank."""
+    """Token ids to hidden states, of which every rank gives a part of the sum: zeros for ids that
+    others hold. An id outside the vocabulary is undefined on one rank."""
 
     def __init__(self, vocab_size: int, hidden_size: int, placement: Placement) -> None:
         super().__init__()
@@ -36,7 +37,7 @@ class VocabParallelEmbedding(nn.Module):
         local_ids_T = token_ids_T - self.piece.first
         is_elsewhere_T = (local_ids_T < 0) | (local_ids_T >= self.piece.num)
         x_TD = F.embedding(local_ids_T.masked_fill(is_elsewhere_T, 0), self.weight)
-        return self.tp.all_reduce(x_TD.masked_fill_(is_elsewhere_T[:, None], 0.0))
+        return x_TD.masked_fill_(is_elsewhere_T[:, None], 0.0)
 
 
 class LMHead(Linear):

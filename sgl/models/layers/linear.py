@@ -1,7 +1,7 @@
 """Linear layers, each holding one rank's part of its weight.
 
 column parallel   rows of the weight are split: a rank computes some of the outputs
-row parallel      columns are split: a rank sees some of the inputs, the outputs are summed
+row parallel      columns are split: a rank sees some of the inputs, the outputs are to be summed
 """
 
 from __future__ import annotations
@@ -88,7 +88,10 @@ class QKVLinear(Linear):
 
 
 class RowParallelLinear(Linear):
-    """A layer whose input is already split over the ranks; its output is the whole sum."""
+    """A layer whose input is already split over the ranks.
+
+    What it gives is this rank's part of a sum, which `RMSNorm.add` or `tp.all_reduce` takes.
+    """
 
     def __init__(
         self, num_in: int, num_out: int, placement: Placement, has_bias: bool = False
@@ -100,7 +103,7 @@ class RowParallelLinear(Linear):
 
     def forward(self, x_TI: Tensor) -> Tensor:
         bias_O = self.bias if self.tp.rank == 0 else None  # the sum must hold it once
-        return self.tp.all_reduce(self.format.multiply(self.weights, x_TI, bias_O))
+        return self.format.multiply(self.weights, x_TI, bias_O)
 
 
 def num_local_kv_heads(config: ModelConfig, tp: TensorParallel) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sgl.kernels.rms_norm import add_rms_norm, rms_norm
+from sgl.kernels.rms_norm import rms_norm
 from sgl.models.layers.weights import Placement, Weight, whole
 
 
@@ -12,6 +12,7 @@ class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float, placement: Placement) -> None:
         super().__init__()
         self.eps = eps
+        self.tp = placement.tp
         weight_D = placement.empty(size).float()  # the norm is computed in float32 in any case
         self.weight = Weight(weight_D, 0, whole(size))
 
@@ -19,5 +20,5 @@ class RMSNorm(nn.Module):
         return rms_norm(x_TD, self.weight, self.eps)
 
     def add(self, stream_TD: Tensor, delta_TD: Tensor) -> Tensor:
-        """Add `delta_TD` to the residual stream, in place; returns the norm of the sum."""
-        return add_rms_norm(stream_TD, delta_TD, self.weight, self.eps)
+        """Add every rank's `delta_TD` to the residual stream, in place; the norm of the sum."""
+        return self.tp.add_rms_norm(stream_TD, delta_TD, self.weight, self.eps)
