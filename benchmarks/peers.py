@@ -195,7 +195,10 @@ def measure(peer: Peer, options: argparse.Namespace) -> Iterator[dict[str, Any]]
 
 
 def compare(path: Path) -> None:
-    """Medians of every figure, and ours over the best of the others (above 1: we are faster)."""
+    """Medians of every figure, and ours over the best of the others (above 1: we are faster).
+
+    Engines with options are shown apart and not compared.
+    """
     figures: dict[tuple[str, str, str], dict[str, list[float]]] = defaultdict(
         lambda: defaultdict(list)
     )
@@ -206,7 +209,7 @@ def compare(path: Path) -> None:
     for (model, workload, key), by_engine in sorted(figures.items()):
         medians = {name: statistics.median(values) for name, values in by_engine.items()}
         text = ", ".join(f"{name} {value:.4g}" for name, value in sorted(medians.items()))
-        others = [value for name, value in medians.items() if name != "sgl"]
+        others = [medians[name] for name in ("sglang", "vllm") if name in medians]
         if others and "sgl" in medians and key in SMALLER_IS_BETTER:
             text += f"   -> {min(others) / medians['sgl']:.3f}x"
         print(f"{model:9}{workload:6}{key:16}{text}")
@@ -235,7 +238,7 @@ def main() -> None:
             str(write_model(options.model, Path(folder))), options.options
         )
         stamp = {
-            "engine": options.engine,
+            "engine": " ".join([options.engine, *map("=".join, _texts(options.options))]),
             "version": peer.version,
             "model": options.model,
             "device": options.device,
@@ -248,6 +251,10 @@ def main() -> None:
             if options.out:
                 with options.out.open("a", encoding="utf-8") as file:
                     file.write(line + "\n")
+
+
+def _texts(options: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(key, str(value)) for key, value in sorted(options.items())]
 
 
 def _rounded(found: dict[str, Any]) -> dict[str, Any]:

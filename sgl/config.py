@@ -145,7 +145,7 @@ class ServerConfig:
         "leave sums over GPUs to NCCL instead of writing to each other's memory", default=False
     )
     enable_p2p_check: bool = flag(
-        "at the start, check that GPUs can write to each other's memory, and use NCCL if they cannot",
+        "check at the start that GPUs can write to each other's memory; use NCCL if they cannot",
         default=False,
     )
     base_gpu_id: int = flag("first GPU to use", default=0, low=0)
