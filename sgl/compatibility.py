@@ -60,9 +60,11 @@ _NO_SPARSITY = "sparse attention is not in this release; leave it out"
 REFUSED = (
     _refused("--quantization", "one", "none", _NO_QUANTIZATION),
     _refused("--torchao-config", "one", "none", _NO_QUANTIZATION),
-    _refused("--quantization-param-path", "one", "none", "the KV cache has the dtype of the model"),
     _refused(
-        "--kv-cache-dtype", "one", "auto", "the KV cache has the dtype of the model; use auto"
+        "--quantization-param-path",
+        "one",
+        "none",
+        "the KV cache is stored without scales; leave it out",
     ),
     _refused(
         "--trust-remote-code",

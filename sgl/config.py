@@ -162,9 +162,9 @@ class ServerConfig:
     )
 
     mem_fraction_static: float | None = flag(
-        "share of the device's free memory for weights and KV cache",
+        "share of the device's memory for weights and KV cache, at most",
         aliases=("--mem-fraction", "--mem-frac"),
-        default_text="on cuda 0.88 (0.87, 0.85, 0.81 from --tp 2, 4, 8), on the CPU 0.8",
+        default_text="on cuda 0.97, less what the largest steps need; on the CPU 0.8",
         low=0.01,
         high=0.99,
     )
@@ -184,6 +184,13 @@ class ServerConfig:
     )
     max_prefill_tokens: int = flag("upper bound of --chunked-prefill-size", default=16384, low=1)
     page_size: int = flag("tokens of a page of the KV cache", default=1, low=1, high=1024)
+    kv_cache_dtype: str = flag(
+        "number format of the KV cache; 8 bits hold twice as many tokens, less exactly",
+        default="auto",
+        choices=("auto", "fp8_e5m2", "fp8_e4m3"),
+        default_text="auto: the model's",
+        spellings={"fp8": "fp8_e4m3"},
+    )
     attention_backend: str = flag(
         "kernels for attention",
         default="auto",
@@ -299,8 +306,7 @@ class ServerConfig:
         if step_tokens == -1:
             step_tokens = self.max_prefill_tokens
         return DeviceLimits(
-            mem_fraction_static=self.mem_fraction_static
-            or (_cuda_mem_fraction(self.tp_size) if on_cuda else 0.8),
+            mem_fraction_static=self.mem_fraction_static or (0.97 if on_cuda else 0.8),
             max_total_tokens=self.max_total_tokens or (None if on_cuda else 131072),
             max_running_requests=self.max_running_requests or (1024 if on_cuda else 32),
             max_step_tokens=min(step_tokens, self.max_prefill_tokens),
@@ -334,12 +340,6 @@ GROUPS = {
     "Memory and scheduling": "mem_fraction_static",
     "Logging and the rest": "log_level",
 }
-
-
-def _cuda_mem_fraction(tp_size: int) -> float:
-    """The more GPUs, the more each keeps free for NCCL's buffers."""
-    least_tp = {16: 0.79, 8: 0.81, 4: 0.85, 2: 0.87, 1: 0.88}
-    return next(fraction for tp, fraction in least_tp.items() if tp_size >= tp)
 
 
 def _read_overrides(text: str) -> dict[str, Any]:

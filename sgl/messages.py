@@ -199,12 +199,14 @@ class StepResult(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
     token_ids   one per decode row, then one per chunk with `is_last`; -1 where the logits were NaN
     error       the pass failed and left no tokens; the worker is still able to work
+    failed      where the pass failed for some rows only: their indices, counted as in `RowLogprobs`
     """
 
     step: int
     token_ids: Int32Bytes
     logprobs: list[RowLogprobs] = []
     error: str = ""
+    failed: Int32Bytes = b""
 
 
 class WorkerReady(msgspec.Struct, frozen=True, tag=True, array_like=True):

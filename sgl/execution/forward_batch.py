@@ -1,12 +1,14 @@
 """One step as the model sees it: all tokens end to end, and where their KV goes.
 
-    host     plan, layout ──▶ step_inputs ── one copy ──▶ inputs_4T
+    host     chunks, layout ──▶ step_inputs ── one copy ──▶ inputs_4T
     device   inputs_4T, last tokens of the rows ──▶ token ids, positions, slots ──▶ model
 
 Axes: T tokens of the step    N = H + 2K heads    E head size
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
@@ -16,12 +18,12 @@ from sgl.execution.request_table import RequestTable
 from sgl.execution.step_layout import StepLayout
 from sgl.kernels.rotary import rotate_and_store
 from sgl.kernels.step_tokens import take_tokens
-from sgl.messages import StepPlan
+from sgl.messages import Chunk
 from sgl.models.batch import Angles
 
 
 def step_inputs(
-    plan: StepPlan, layout: StepLayout, table: RequestTable, page_size: int
+    chunks: Sequence[Chunk], layout: StepLayout, table: RequestTable, page_size: int
 ) -> np.ndarray:
     """Row, position, slot and id of every token, int32 [4, `padded_len(T)`].
 
@@ -36,7 +38,7 @@ def step_inputs(
     inputs_4T[1, :num_tokens] = positions_T
     inputs_4T[2, :num_tokens] = pages_T * page_size + positions_T % page_size
     inputs_4T[3, : layout.num_decodes] = -1
-    ids = b"".join(chunk.token_ids for chunk in plan.chunks)
+    ids = b"".join(chunk.token_ids for chunk in chunks)
     inputs_4T[3, layout.num_decodes : num_tokens] = np.frombuffer(ids, np.int32)
     return inputs_4T
 

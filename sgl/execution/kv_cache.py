@@ -14,11 +14,21 @@ from torch import Tensor
 
 from sgl.models.batch import AttentionSpec
 
+KV_DTYPES = {"fp8_e5m2": torch.float8_e5m2, "fp8_e4m3": torch.float8_e4m3fn}
+
+
+def kv_dtype(name: str, model_dtype: torch.dtype) -> torch.dtype:
+    """The format a --kv-cache-dtype asks for; "auto" is the model's own."""
+    return KV_DTYPES.get(name, model_dtype)
+
 
 class KvCache:
     """Slots start as zeros: padding reads them, and 0 * garbage must not become NaN.
 
     One page more than can be handed out, `padding_page`, is for what fills a batch up.
+
+    dtype        of the numbers stored: the model's own, or 8 bits
+    model_dtype  of the queries that meet them
     """
 
     def __init__(
@@ -29,7 +39,9 @@ class KvCache:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        model_dtype: torch.dtype | None = None,
     ) -> None:
+        self.model_dtype = model_dtype or dtype
         self.padding_page = num_pages
         self.page_size = page_size
         num_slots = (num_pages + 1) * page_size

@@ -5,7 +5,7 @@ Axes: T tokens of the step    B requests of the step    D hidden    V vocabulary
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from sgl.execution.sampler import Sampler
 from sgl.execution.step_layout import StepLayout
 from sgl.kernels.collectives import TensorParallel
 from sgl.kernels.step_tokens import best_tokens
-from sgl.messages import Logprobs, RowLogprobs, StepPlan, StepResult
+from sgl.messages import Chunk, Logprobs, RowLogprobs, StepPlan, StepResult, pack
 from sgl.models.batch import CausalLM
 
 WARM_UP_TOKENS = 300  # kernels for few tokens and for many differ
@@ -34,13 +34,15 @@ class StepOutput:
     token_ids: Tensor
     logprobs: list[RowLogprobs]
     event: torch.cuda.Event | None = None
+    error: str = ""
+    failed: tuple[int, ...] = ()
 
     def wait(self) -> StepResult:
         """Wait for the tokens to arrive."""
         if self.event is not None:
             self.event.synchronize()
         token_ids = self.token_ids.numpy().astype(np.int32).tobytes()
-        return StepResult(self.step, token_ids, self.logprobs)
+        return StepResult(self.step, token_ids, self.logprobs, self.error, pack(self.failed))
 
 
 class Runner:
@@ -62,39 +64,82 @@ class Runner:
         self.sampler = Sampler(table)
 
     @torch.inference_mode()
-    def warm_up(self) -> None:
-        """Compute a prompt that is nobody's: kernels are compiled and libraries loaded by it."""
+    def warm_up(self, num_tokens: int = WARM_UP_TOKENS, num_sampled: int = 1) -> None:
+        """Compute prompts that are nobody's: kernels are compiled and libraries loaded by it.
+
+        num_sampled  tokens at the end that get logits
+        """
         table, cache = self.table, self.attention.cache
-        num_tokens = min(WARM_UP_TOKENS, table.pages_RP.shape[1] * cache.page_size)
+        max_len = table.pages_RP.shape[1] * cache.page_size
+        ends = np.minimum(np.arange(0, num_tokens, max_len) + max_len, num_tokens)
+        lens_B = np.diff(ends, prepend=0)
+        rows_B = np.full(len(lens_B), table.padding_row)
+        layout = StepLayout(rows_B, lens_B, lens_B, num_decodes=0)
         inputs_4T = np.zeros((4, padded_len(num_tokens)), np.int32)
         inputs_4T[0] = table.padding_row
-        inputs_4T[1, :num_tokens] = np.arange(num_tokens)
+        inputs_4T[1, :num_tokens] = layout.positions()
         inputs_4T[2] = cache.padding_page * cache.page_size
-        rows_B, lens_B = np.array([table.padding_row]), np.array([num_tokens])
-        layout = StepLayout(rows_B, lens_B, lens_B, num_decodes=0)
         device_inputs_4T = table.to_device(inputs_4T)[:, :num_tokens]
         batch = ForwardBatch(device_inputs_4T, table, self.attention)
         self.attention.plan(layout, table, device_inputs_4T)
-        logits_BV = self.model.logits(self.model.hidden(batch)[-1:])
-        best_tokens(logits_BV, device_inputs_4T[0, :1], table.last_token_R)
+        logits_BV = self.model.logits(self.model.hidden(batch)[-num_sampled:])
+        best_tokens(logits_BV, device_inputs_4T[0, : len(logits_BV)], table.last_token_R)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepOutput:
         """Launch a step; on a GPU this returns before it is computed."""
         decode_rows = self.table.apply(plan)
         layout = StepLayout.of(plan, decode_rows, self.table)
-        inputs_4T = step_inputs(plan, layout, self.table, self.attention.cache.page_size)
+        try:
+            return self._output(plan.step, *self._compute(plan.chunks, layout))
+        except torch.OutOfMemoryError:
+            if self.tp.size > 1 or not plan.chunks:
+                raise  # the other ranks wait for us in the middle of the step
+        torch.cuda.empty_cache()
+        return self._run_apart(plan, layout)
+
+    def _run_apart(self, plan: StepPlan, layout: StepLayout) -> StepOutput:
+        """After the whole step did not fit into memory: decodes, then each prompt by itself.
+
+        What was stored before the memory ran out is stored again. Prompts that do not fit even so
+        fail, nobody else does.
+        """
+        ids, reports, failed, error = [], [], [], ""
+        num = layout.num_decodes
+        parts: list[tuple[int, int, list[Chunk]]] = [(0, num, [])] if num else []
+        parts += [(num + i, num + i + 1, [chunk]) for i, chunk in enumerate(plan.chunks)]
+        for begin, end, chunks in parts:
+            try:
+                token_ids, found = self._compute(chunks, layout.part(begin, end))
+            except torch.OutOfMemoryError as out_of_memory:
+                if not chunks:
+                    raise
+                failed.append(begin)
+                error = f"out of memory: {out_of_memory}"
+                torch.cuda.empty_cache()
+                token_ids = torch.full(
+                    (int(chunks[0].is_last),), -1, dtype=torch.int64, device=self.table.device
+                )
+                found = []
+            ids.append(token_ids)
+            reports += [RowLogprobs(begin + row.index, row.input, row.output) for row in found]
+        output = self._output(plan.step, torch.cat(ids), reports)
+        return replace(output, error=error, failed=tuple(failed))
+
+    def _compute(self, chunks: list[Chunk], layout: StepLayout) -> tuple[Tensor, list[RowLogprobs]]:
+        """Launch a forward pass; the sampled tokens, and log-probabilities."""
+        inputs_4T = step_inputs(chunks, layout, self.table, self.attention.cache.page_size)
         if self.graphs is not None and self.graphs.can_run(layout):
             logits_BV, ids_B = self.graphs.run(inputs_4T, layout)
             token_ids, outputs = self._sample_recorded(logits_BV, ids_B, layout)
-            return self._output(plan.step, token_ids, _reports({}, outputs))
+            return token_ids, _reports({}, outputs)
         device_inputs_4T = self.table.to_device(inputs_4T)[:, : layout.num_tokens]
         batch = ForwardBatch(device_inputs_4T, self.table, self.attention)
         self.attention.plan(layout, self.table, device_inputs_4T)
         hidden_TD = self.model.hidden(batch)
-        token_ids, outputs = self._sample(hidden_TD, layout, _sampled(plan, layout))
-        inputs = self._prompt_logprobs(hidden_TD, layout, plan)
-        return self._output(plan.step, token_ids, _reports(inputs, outputs))
+        inputs = self._prompt_logprobs(hidden_TD, layout, chunks)
+        token_ids, outputs = self._sample(hidden_TD, layout, _sampled(chunks, layout))
+        return token_ids, _reports(inputs, outputs)
 
     def _sample(
         self, hidden_TD: Tensor, layout: StepLayout, sampled: np.ndarray
@@ -145,11 +190,11 @@ class Runner:
         return logprobs.of_tokens(logits_V.unsqueeze(0), token_id.unsqueeze(0), options)
 
     def _prompt_logprobs(
-        self, hidden_TD: Tensor, layout: StepLayout, plan: StepPlan
+        self, hidden_TD: Tensor, layout: StepLayout, chunks: list[Chunk]
     ) -> dict[int, Logprobs]:
         """Log-probabilities of prompt tokens, by the index of the request that wants them."""
         reports = {}
-        for number, chunk in enumerate(plan.chunks):
+        for number, chunk in enumerate(chunks):
             options = self.table.logprobs[chunk.row]
             if chunk.logprob_start < 0 or options is None:
                 continue
@@ -178,9 +223,9 @@ class Runner:
         return StepOutput(step, pinned, rows, event)
 
 
-def _sampled(plan: StepPlan, layout: StepLayout) -> np.ndarray:
+def _sampled(chunks: list[Chunk], layout: StepLayout) -> np.ndarray:
     """Which of the B requests get a token: every decode, and chunks that end a prompt."""
-    ends = np.array([chunk.is_last for chunk in plan.chunks], bool)
+    ends = np.array([chunk.is_last for chunk in chunks], bool)
     return np.concatenate(
         [np.arange(layout.num_decodes), layout.num_decodes + np.flatnonzero(ends)]
     ).astype(np.int64)

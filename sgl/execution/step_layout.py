@@ -38,6 +38,12 @@ class StepLayout:
         table.lens_R[rows] += query_lens
         return cls(rows, query_lens, table.lens_R[rows], len(decode_rows))
 
+    def part(self, begin: int, end: int) -> StepLayout:
+        """The step with nothing but these of its requests."""
+        num_decodes = min(max(self.num_decodes - begin, 0), end - begin)
+        lens = self.query_lens_B[begin:end], self.kv_lens_B[begin:end]
+        return StepLayout(self.rows_B[begin:end], *lens, num_decodes)
+
     @property
     def num_tokens(self) -> int:
         return int(self.query_lens_B.sum())

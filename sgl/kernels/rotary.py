@@ -42,9 +42,19 @@ def rotate_and_store(
         triton_rotary.rotate_and_store(qkv_TNE, cos_T1E, sin_T1E, keys_SKE, values_SKE, slots_T)
     else:
         rotate(qkv_TNE[:, :num_turned], cos_T1E, sin_T1E)
-        keys_SKE.index_copy_(0, slots_T, qkv_TNE[:, num_turned - num_kv_heads : num_turned])
-        values_SKE.index_copy_(0, slots_T, qkv_TNE[:, num_turned:])
+        _store(keys_SKE, slots_T, qkv_TNE[:, num_turned - num_kv_heads : num_turned])
+        _store(values_SKE, slots_T, qkv_TNE[:, num_turned:])
     return qkv_TNE[:, : num_turned - num_kv_heads]
+
+
+def _store(cache_SKE: Tensor, slots_T: Tensor, x_TKE: Tensor) -> None:
+    """Numbers that 8 bits cannot hold become the largest that they can."""
+    if cache_SKE.itemsize > 1:
+        cache_SKE.index_copy_(0, slots_T, x_TKE)
+    else:
+        limit = torch.finfo(cache_SKE.dtype).max
+        narrow_TKE = x_TKE.clamp(-limit, limit).to(cache_SKE.dtype)
+        cache_SKE.view(torch.uint8).index_copy_(0, slots_T, narrow_TKE.view(torch.uint8))
 
 
 def rotate(x_TNE: Tensor, cos_T1E: Tensor, sin_T1E: Tensor) -> None:

@@ -5,6 +5,7 @@ Axes: T tokens    N = H + 2K heads: queries, keys, values    E head size    S sl
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -29,6 +30,7 @@ def _rotate_and_store_kernel(
     E: tl.constexpr,
     BLOCK_E: tl.constexpr,  # power of two that holds half a head
     BLOCK_N: tl.constexpr,
+    LIMIT: tl.constexpr,  # largest number the cache can hold, 0 if any
     USE_PDL: tl.constexpr,
 ):
     if USE_PDL:
@@ -51,6 +53,11 @@ def _rotate_and_store_kernel(
     tl.store(source + E // 2, turned_high, mask=is_query)
     slot = tl.load(slots + token).to(tl.int64)
     is_key = is_real & (n >= H) & (n < H + K)
+    if LIMIT > 0:
+        turned_low = tl.clamp(turned_low.to(tl.float32), -LIMIT, LIMIT)
+        turned_high = tl.clamp(turned_high.to(tl.float32), -LIMIT, LIMIT)
+        low = tl.clamp(low_f, -LIMIT, LIMIT)
+        high = tl.clamp(high_f, -LIMIT, LIMIT)
     key = keys + slot * K * E + (n - H) * E + e
     tl.store(key, turned_low.to(keys.dtype.element_ty), mask=is_key)
     tl.store(key + E // 2, turned_high.to(keys.dtype.element_ty), mask=is_key)
@@ -87,6 +94,7 @@ def rotate_and_store(
             E=E,
             BLOCK_E=triton.next_power_of_2(E // 2),
             BLOCK_N=block_n,
+            LIMIT=torch.finfo(keys_SKE.dtype).max if keys_SKE.itemsize == 1 else 0.0,
             num_warps=2 if block_n == HEADS_PER_PROGRAM[0] else 4,
             **launch_options(qkv_TNE.device),
         )

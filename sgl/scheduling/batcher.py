@@ -175,10 +175,14 @@ class Batcher:
         step = self.in_flight.popleft()
         assert step.number == result.step, f"result {result.step} came for step {step.number}"
         if result.error:
-            return self._fail(step, result.error)
+            failed = unpack(result.failed) or range(len(step.parts))
+            deltas = self._fail([step.parts[index] for index in failed], result.error)
+            if not result.failed:
+                return deltas
+        else:
+            deltas = []
         logprobs = {row.index: row for row in result.logprobs}
         token_ids = iter(unpack(result.token_ids))
-        deltas = []
         for index, part in enumerate(step.parts):
             token_id = next(token_ids) if part.is_sampled else None
             if not part.request.is_finished:
@@ -347,10 +351,10 @@ class Batcher:
             logprobs.output if logprobs else None,
         )
 
-    def _fail(self, step: Step, error: str) -> list[TokenDelta]:
-        """The step left nothing: its requests end, the others never notice."""
+    def _fail(self, parts: list[Part], error: str) -> list[TokenDelta]:
+        """These parts of a step left nothing: their requests end, the others never notice."""
         finish = Finish("abort", message=error, status=500)
-        ids = [part.request.request_id for part in step.parts if not part.request.is_finished]
+        ids = [part.request.request_id for part in parts if not part.request.is_finished]
         return [delta for request_id in ids if (delta := self.end(request_id, finish))]
 
     def _retract_one(self) -> bool:

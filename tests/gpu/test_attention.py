@@ -122,7 +122,7 @@ def test_every_request_attends_to_its_own_tokens(
     bench = Bench(step, page_size, spec, dtype, device)
     plan, attention = bench.plan(), make_backend([spec], bench.cache)
     layout = StepLayout.of(plan, bench.table.apply(plan), bench.table)
-    inputs = step_inputs(plan, layout, bench.table, page_size)
+    inputs = step_inputs(plan.chunks, layout, bench.table, page_size)
     inputs_4T = bench.table.to_device(inputs)[:, : layout.num_tokens]
     batch = ForwardBatch(inputs_4T, bench.table, attention)
     attention.plan(layout, bench.table, inputs_4T)

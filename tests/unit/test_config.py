@@ -238,7 +238,7 @@ def test_limits_follow_the_device_and_what_was_typed():
     on_cpu = ServerConfig().limits_on("cpu", num_cores=4)
     assert (on_cpu.max_step_tokens, on_cpu.num_cpu_threads) == (512, 4)
     on_cuda = ServerConfig(tp_size=4).limits_on("cuda", num_cores=64)
-    assert (on_cuda.max_step_tokens, on_cuda.mem_fraction_static) == (8192, 0.85)
+    assert (on_cuda.max_step_tokens, on_cuda.mem_fraction_static) == (8192, 0.97)
     assert (on_cuda.max_total_tokens, on_cuda.num_cpu_threads) == (None, 16)
     typed = ServerConfig(max_total_tokens=99, mem_fraction_static=0.3, max_running_requests=7)
     limits = typed.limits_on("cuda", num_cores=1)

@@ -117,6 +117,7 @@ class TorchAttention:
             k_bKLE, v_bKLE = piece.keys.read(layer_id, keys, values)
         else:
             k_bKLE, v_bKLE = (_read(cache, piece.keys, piece.shape) for cache in (keys, values))
+        k_bKLE, v_bKLE = k_bKLE.to(q.dtype), v_bKLE.to(q.dtype)
         return q_bKGQE.reshape(b, K, -1, E), k_bKLE, v_bKLE, piece.mask
 
 
@@ -151,7 +152,7 @@ class _Planner:
         self.table = table
         self.page_size = cache.page_size
         self.num_heads = cache.keys_SKE[0].shape[1]
-        self.dtype = cache.keys_SKE[0].dtype
+        self.dtype = cache.model_dtype
         self.group_size = group_size
         self.last_copies = copies
         self.copies: list[GatheredKeys] = []

@@ -37,7 +37,7 @@ class TritonAttention:
         self.num_cores = _num_cores(cache.keys_SKE[0].device)
         self.group_size = layers[0].num_heads // layers[0].num_kv_heads
         self.blocks = PrefixBlocks(cache.page_size, members_per_block(self.group_size))
-        self.tile = choose_tile(layers[0].head_dim, cache.keys_SKE[0].dtype)
+        self.tile = choose_tile(layers[0].head_dim, cache.model_dtype)
         self.num_decodes = 0
         self.splits = 1
         self.prefixes: SharedPrefixes | None = None

@@ -1,0 +1,198 @@
+"""From settings to a runner: device, ranks, weights, KV cache, recorded steps. Each says how long.
+
+join the ranks ▸ load the weights ▸ run the largest step ▸ KV cache in what is left ▸ record
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+
+import torch
+
+from sgl.actors.actor import Context
+from sgl.errors import ConfigError
+from sgl.execution.attention import AttentionBackend
+from sgl.execution.attention.choice import is_recordable, make_backend
+from sgl.execution.decode_graphs import DecodeGraphs, graph_sizes
+from sgl.execution.kv_cache import KvCache, kv_dtype
+from sgl.execution.memory_profile import StepSizes, bytes_besides_kv
+from sgl.execution.request_table import RequestTable
+from sgl.execution.runner import Runner
+from sgl.hardware import free_memory_gib
+from sgl.kernels.collectives import TensorParallel
+from sgl.models.batch import CausalLM
+from sgl.models.loader import load_model, resolve_dtype
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Formats:
+    """Number formats of activations and of the KV cache."""
+
+    model: torch.dtype
+    kv: torch.dtype
+
+
+def set_up(context: Context) -> tuple[Runner, int]:
+    """This rank's runner, and how many pages of KV all ranks have."""
+    device = _open_device(context)
+    dtype = resolve_dtype(context.config.dtype, context.model_config, device)
+    formats = _Formats(dtype, kv_dtype(context.config.kv_cache_dtype, dtype))
+    tp = _join_ranks(context, device, dtype)
+    model = _load(context, device, tp)
+    num_pages = _num_pages(context, model, formats, device, tp)
+    return _make_runner(context, model, num_pages, formats, device, tp), num_pages
+
+
+def _open_device(context: Context) -> torch.device:
+    torch.set_num_threads(context.limits.num_cpu_threads)
+    if context.bootstrap.device == "cpu":
+        return torch.device("cpu")
+    # blocks of any size share the same memory, so that steps of many sizes do not scatter it
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    device = torch.device("cuda", context.config.base_gpu_id + context.bootstrap.rank)
+    torch.cuda.set_device(device)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it builds a plan for every new shape
+    return device
+
+
+def _join_ranks(context: Context, device: torch.device, dtype: torch.dtype) -> TensorParallel:
+    config, limits = context.config, context.limits
+    tp = TensorParallel.join(
+        context.bootstrap.rank,
+        config.tp_size,
+        device=device,
+        rendezvous=f"file:///proc/self/fd/{context.bootstrap.rendezvous_fd}",
+    )
+    if config.disable_custom_all_reduce:
+        return tp
+    return tp.with_peer_memory(
+        device,
+        max_rows=limits.max_step_tokens + limits.max_running_requests,
+        row_bytes=context.model_config.hidden_size * dtype.itemsize,
+        check=config.enable_p2p_check,
+    )
+
+
+def _load(context: Context, device: torch.device, tp: TensorParallel) -> CausalLM:
+    started = time.monotonic()
+    model, config = load_model(
+        context.bootstrap.paths["model"],
+        load_format=context.config.load_format,  # type: ignore[arg-type]  # checked by its flag
+        dtype=context.config.dtype,
+        device=device,
+        tp=tp,
+        overrides=context.config.model_overrides,
+    )
+    logger.info(
+        "Loaded %s as %s in %.1f s",
+        config.architecture,
+        str(next(model.named_parameters())[1].dtype).removeprefix("torch."),
+        time.monotonic() - started,
+    )
+    return model
+
+
+def _num_pages(
+    context: Context, model: CausalLM, formats: _Formats, device: torch.device, tp: TensorParallel
+) -> int:
+    """As many pages as were asked for, or fit into the memory that may be used."""
+    limits, page_size = context.limits, context.config.page_size
+    bytes_per_token = KvCache.bytes_per_token(model.attention_layers, formats.kv)
+    num_bytes = _bytes_for_kv(context, model, formats, device, tp)
+    num_tokens = num_bytes // bytes_per_token
+    if limits.max_total_tokens is not None:
+        num_tokens = min(num_tokens, limits.max_total_tokens)
+    num_pages = tp.smallest(num_tokens // page_size, device)
+    if num_pages < 1:
+        raise ConfigError(
+            f"no memory is left for the KV cache: a token takes {bytes_per_token} bytes; raise "
+            "--mem-fraction-static, or use a smaller model, a smaller --chunked-prefill-size or a "
+            "larger --tp-size"
+        )
+    logger.info("KV cache of %d tokens as %s", num_pages * page_size, formats.kv)
+    return num_pages
+
+
+def _bytes_for_kv(
+    context: Context, model: CausalLM, formats: _Formats, device: torch.device, tp: TensorParallel
+) -> int:
+    limits, fraction = context.limits, context.limits.mem_fraction_static
+    if device.type != "cuda":
+        return int(free_memory_gib() * 2**30 * fraction) // tp.size
+    sizes = _recorded_sizes(context)
+    others = bytes_besides_kv(
+        model,
+        context.config.attention_backend,
+        context.model_config.vocab_size,
+        StepSizes(
+            max_tokens=limits.max_step_tokens + limits.max_running_requests,
+            max_rows=limits.max_running_requests,
+            max_decodes=max(sizes, default=0),
+            num_graphs=2 * len(sizes),
+            max_len=context.context_len,
+        ),
+        page_size=context.config.page_size,
+        formats=(formats.model, formats.kv),
+        device=device,
+        tp=tp,
+    )
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0, min(free - others, int(free - total * (1.0 - fraction))))
+
+
+def _make_runner(
+    context: Context,
+    model: CausalLM,
+    num_pages: int,
+    formats: _Formats,
+    device: torch.device,
+    tp: TensorParallel,
+) -> Runner:
+    page_size = context.config.page_size
+    cache = KvCache(
+        model.attention_layers,
+        num_pages,
+        page_size,
+        dtype=formats.kv,
+        model_dtype=formats.model,
+        device=device,
+    )
+    max_len = min(context.context_len, num_pages * page_size)
+    table = RequestTable(
+        context.limits.max_running_requests,
+        -(-max_len // page_size),
+        context.model_config.vocab_size,
+        device,
+    )
+    attention = make_backend(context.config.attention_backend, model.attention_layers, cache)
+    runner = Runner(model, table, attention, tp, _record(context, model, table, attention))
+    if device.type == "cuda":
+        started = time.monotonic()
+        runner.warm_up()
+        torch.cuda.synchronize()
+        logger.info("First forward pass in %.1f s", time.monotonic() - started)
+    return runner
+
+
+def _record(
+    context: Context, model: CausalLM, table: RequestTable, attention: AttentionBackend
+) -> DecodeGraphs | None:
+    sizes = _recorded_sizes(context)
+    if not sizes or not is_recordable(attention) or table.device.type != "cuda":
+        return None
+    graphs = DecodeGraphs(model, table, attention, sizes)
+    graphs.record()
+    return graphs
+
+
+def _recorded_sizes(context: Context) -> list[int]:
+    """Batch sizes of decode steps to be recorded."""
+    if context.config.disable_cuda_graph:
+        return []
+    return graph_sizes(min(context.config.cuda_graph_max_bs, context.limits.max_running_requests))
