@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from sgl.execution.attention import AttentionBackend
 from sgl.execution.attention.torch_attention import TorchAttention
 from sgl.execution.attention.triton_attention import TritonAttention
 from sgl.execution.forward_batch import ForwardBatch, step_inputs
-from sgl.execution.kv_cache import KvCache
+from sgl.execution.kv_cache import KV_DTYPES, KvCache
 from sgl.execution.request_table import RequestTable
 from sgl.execution.step_layout import StepLayout
 from sgl.kernels.attention import attention_reference
@@ -60,12 +61,21 @@ STEPS = {
 class Bench:
     """A table, a cache with random KV, and a plan of one step."""
 
-    def __init__(self, step: Step, page_size: int, spec: AttentionSpec, dtype, device) -> None:
+    def __init__(
+        self, step: Step, page_size: int, spec: AttentionSpec, dtype, device, kv_dtype=None
+    ) -> None:
         self.step, self.spec, self.device = step, spec, torch.device(device)
         self.rng = np.random.default_rng(0)
         lens = [cached + new for cached, new in zip(step.cached, step.num_new, strict=True)]
         counts = [-(-length // page_size) for length in lens]
-        self.cache = KvCache([spec], sum(counts), page_size, dtype=dtype, device=self.device)
+        self.cache = KvCache(
+            [spec],
+            sum(counts),
+            page_size,
+            dtype=kv_dtype or dtype,
+            model_dtype=dtype,
+            device=self.device,
+        )
         self.table = RequestTable(len(lens), max(counts), 500, self.device)
         self.pages = np.split(self.rng.permutation(sum(counts)), np.cumsum(counts)[:-1])
         sharing = [i for i, cached in enumerate(step.cached) if step.shared and cached]
@@ -73,7 +83,8 @@ class Bench:
             num_shared = step.shared // page_size
             self.pages[index][:num_shared] = self.pages[sharing[0]][:num_shared]
         for tensor in (*self.cache.keys_SKE, *self.cache.values_SKE):
-            tensor.normal_(generator=torch.Generator(self.device).manual_seed(1))
+            generator = torch.Generator(self.device).manual_seed(1)
+            tensor.copy_(torch.randn(tensor.shape, device=self.device, generator=generator))
 
     def plan(self) -> StepPlan:
         """Requests with one new token decode, the others prefill."""
@@ -120,6 +131,37 @@ def test_every_request_attends_to_its_own_tokens(
 ):
     step, spec = step.scaled(SCALES[device]), SPECS[device]
     bench = Bench(step, page_size, spec, dtype, device)
+    attention, error = run(bench, make_backend, dtype)
+    if step.shared and make_backend is TorchAttention:
+        assert any(piece.prefix for piece in attention.pieces[None])
+    record_property("max_error", error)
+    assert error <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(
+    ("make_backend", "dtype", "device"),
+    [
+        (TorchAttention, torch.float32, "cpu"),
+        (TritonAttention, torch.float16, "cpu"),
+        *(
+            pytest.param(backend, torch.bfloat16, "cuda", marks=pytest.mark.gpu)
+            for backend in BACKENDS
+        ),
+    ],
+)
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES.values(), ids=KV_DTYPES)
+def test_keys_and_values_of_eight_bits(kv_dtype, dtype, make_backend, device):
+    step, spec = STEPS["decodes beside a prefill"].scaled(SCALES[device]), SPECS[device]
+    bench = Bench(step, 1, spec, dtype, device, kv_dtype)
+    assert bench.cache.keys_SKE[0].itemsize == 1
+    _, error = run(bench, make_backend, dtype)
+    assert error <= TOLERANCE[dtype]
+
+
+def run(bench: Bench, make_backend, dtype) -> tuple[AttentionBackend, float]:
+    """Run the step; the back end, and the largest difference from dense attention."""
+    step, spec, device = bench.step, bench.spec, bench.device
+    page_size = bench.cache.page_size
     plan, attention = bench.plan(), make_backend([spec], bench.cache)
     layout = StepLayout.of(plan, bench.table.apply(plan), bench.table)
     inputs = step_inputs(plan.chunks, layout, bench.table, page_size)
@@ -149,9 +191,6 @@ def test_every_request_attends_to_its_own_tokens(
     )
     for row, end, num in zip(layout.rows_B, ends, layout.query_lens_B, strict=True):
         stored_TKE = bench.cache.keys_SKE[0][bench.slots(row)[-num:]]
-        torch.testing.assert_close(stored_TKE, k_TKE[end - num : end])
-    if step.shared and make_backend is TorchAttention:
-        assert any(piece.prefix for piece in attention.pieces[None])
-    error = (found_THE.float() - wanted_THE.float()).abs().max().item()
-    record_property("max_error", error)
-    assert error <= TOLERANCE[dtype]
+        k_new_TKE = k_TKE[end - num : end].to(stored_TKE.dtype)
+        torch.testing.assert_close(stored_TKE.float(), k_new_TKE.float())
+    return attention, (found_THE.float() - wanted_THE.float()).abs().max().item()

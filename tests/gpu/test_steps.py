@@ -106,6 +106,29 @@ def test_decodes_and_prefills_of_one_step_give_what_each_alone_would(bench):
         assert output_ids == bench.dense_greedy(prompt, len(output_ids))
 
 
+def test_where_memory_is_short_prompts_go_one_by_one_and_the_largest_fails(bench, monkeypatch):
+    bench.step([], [bench.new(0)], [bench.chunk(0, PROMPTS[0])])
+    hidden = bench.runner.model.hidden
+
+    def hidden_of_few(batch):
+        if len(batch.token_ids_T) > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+        return hidden(batch)
+
+    monkeypatch.setattr(bench.runner.model, "hidden", hidden_of_few)
+    result = bench.step(
+        [0],
+        [bench.new(1), bench.new(2), bench.new(3)],
+        [bench.chunk(1, PROMPTS[1]), bench.chunk(3, PROMPTS[3]), bench.chunk(2, PROMPTS[2])],
+    )
+    decoded, second, failed, third = unpack(result.token_ids)
+    assert list(unpack(result.failed)) == [2]
+    assert "Tried to allocate 9 GiB" in result.error
+    assert failed == -1
+    assert decoded == bench.dense_greedy(PROMPTS[0], 2)[1]
+    assert [second, third] == [bench.dense_greedy(PROMPTS[i], 1)[0] for i in (1, 2)]
+
+
 def test_a_row_that_changes_hands_is_attended_to_anew(bench):
     """The next request's cached prompt is as long as the last one's was, plus the step's token."""
     old, other, prompt = [1, 2, 3, 4], [9, 8, 7, 6], [50, 40, 30, 20, 10, 5]

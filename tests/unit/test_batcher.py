@@ -303,6 +303,28 @@ def test_a_failed_step_ends_its_requests_and_no_others():
     bench.assert_empty()
 
 
+def test_a_prompt_that_failed_ends_alone():
+    bench = Bench(num_pages=200)
+    bench.ask(1, [1, 2, 3], max_new_tokens=8)
+    bench.step()
+    bench.ask(2, [4, 5, 6], max_new_tokens=8)
+    bench.ask(3, [7, 8, 9], max_new_tokens=8)
+    bench.step()  # was planned before they came
+    bench.plan()
+    plan = bench.plans.popleft()
+    decoded, _, third = unpack(bench.worker.run(plan).token_ids)
+    tokens = pack([decoded, -1, third])
+    failed = StepResult(plan.step, tokens, error="out of memory", failed=pack([1]))
+    bench.take(bench.batcher.commit(failed))
+    assert set(bench.finishes) == {2}
+    assert bench.finishes[2].status == 500
+    assert "out of memory" in bench.finishes[2].message
+    bench.run_until_idle()
+    assert bench.outputs[1] == expected_output([1, 2, 3], 8)
+    assert bench.outputs[3] == expected_output([7, 8, 9], 8)
+    bench.assert_empty()
+
+
 def test_a_token_that_is_no_number_ends_its_request_alone():
     bench = Bench()
     bench.ask(1, [1, 2, 3], max_new_tokens=8)
