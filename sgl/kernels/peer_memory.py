@@ -3,13 +3,16 @@
     rank 0's kernel ── row of a partial sum ──▶ inbox of rank 1     then raises a flag there
     rank 0's inbox  ◀── row of a partial sum ── rank 1's kernel     and waits for its own
 
-A small sum over ranks so costs the way of one message; NCCL's costs three to four times that.
+A small sum over ranks so costs the way of one message. Few rows need not even a flag: they are sent
+as words of 64 bits, half of which count the exchanges, so a word that has arrived says so itself
+(the protocol that NCCL calls LL). That saves waiting for the row to be there before the flag goes.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.distributed as dist
@@ -18,6 +21,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 MANY_RANKS_MAX_ROWS = 512  # each row goes to every other rank: beyond, NCCL's rings send less
+MAX_WORD_ROWS = 128  # words are twice as long as the numbers in them
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +32,7 @@ class PeerMemory:
                 the two in turn: a rank that is ahead does not overwrite what is being read
     flags_N     addresses of the flags: int32 [N sources, max_rows], counting what has arrived
     counts_R    int32 [max_rows]: exchanges of each row, the same on every rank
+    words_N, word_counts_R   the same for rows sent as words: int64 [2, N, MAX_WORD_ROWS, row words]
     """
 
     rank: int
@@ -37,6 +42,8 @@ class PeerMemory:
     inboxes_N: Tensor
     flags_N: Tensor
     counts_R: Tensor
+    words_N: Tensor
+    word_counts_R: Tensor
     memory: Tensor
 
     @classmethod
@@ -52,20 +59,33 @@ class PeerMemory:
         rank, size = group.rank(), group.size()
         if size > 2:
             max_rows = min(max_rows, MANY_RANKS_MAX_ROWS)
-        num_flag_bytes = -(-4 * size * max_rows // 256) * 256
-        num_bytes = num_flag_bytes + 2 * size * max_rows * row_bytes
         problem = _unreachable(device, size)
         if not _agree(group, device, not problem):
             logger.warning("Sums go through NCCL: %s", problem or "another rank cannot reach us")
             return None
-        memory = symmetric.empty(num_bytes, dtype=torch.uint8, device=device)
+        num_bytes = {
+            "flags": 4 * size * max_rows,
+            "words": 2 * size * MAX_WORD_ROWS * 2 * row_bytes,
+            "inbox": 2 * size * max_rows * row_bytes,
+        }
+        ends = list(accumulate(-(-num // 256) * 256 for num in num_bytes.values()))
+        starts = dict(zip(num_bytes, [0, *ends[:-1]], strict=True))
+        memory = symmetric.empty(ends[-1], dtype=torch.uint8, device=device)
         memory.zero_()
         handle = symmetric.rendezvous(memory, group)
         dist.barrier(group)  # nobody writes before all have zeroed
-        flags_N = torch.tensor(handle.buffer_ptrs, dtype=torch.int64, device=device)
-        counts_R = torch.zeros(max_rows, dtype=torch.int32, device=device)
+        first_N = torch.tensor(handle.buffer_ptrs, dtype=torch.int64, device=device)
         return cls(
-            rank, size, max_rows, row_bytes, flags_N + num_flag_bytes, flags_N, counts_R, memory
+            rank=rank,
+            size=size,
+            max_rows=max_rows,
+            row_bytes=row_bytes,
+            inboxes_N=first_N + starts["inbox"],
+            flags_N=first_N + starts["flags"],
+            counts_R=torch.zeros(max_rows, dtype=torch.int32, device=device),
+            words_N=first_N + starts["words"],
+            word_counts_R=torch.zeros(MAX_WORD_ROWS, dtype=torch.int32, device=device),
+            memory=memory,
         )
 
     def takes(self, x_TD: Tensor) -> bool:

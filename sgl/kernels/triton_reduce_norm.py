@@ -3,7 +3,7 @@
 Every program has one row: it writes its rank's part into the inboxes of the others, raises their
 flags, waits for its own, and adds the parts in the order of the ranks, so all get the same bits.
 
-Axes: T rows    D numbers of a row    N ranks    R rows an inbox has room for
+Axes: T rows    D numbers of a row    W words of a row    N ranks    R rows an inbox has room for
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sgl.kernels.pdl import launch_options
-from sgl.kernels.peer_memory import PeerMemory
+from sgl.kernels.peer_memory import MAX_WORD_ROWS, PeerMemory
 
 
 @triton.jit
@@ -67,12 +67,80 @@ def _reduce_norm_kernel(
             tl.debug_barrier()
             source = inbox + first_inbox + peer * R * D
             total += tl.load(source, mask=is_real, other=0.0, cache_modifier=".cg").to(tl.float32)
+    _add_and_norm(stream, weight, out, total, at, d, eps, D)
+
+
+@triton.jit
+def _reduce_norm_words_kernel(
+    stream,  # [T, D]
+    delta,  # [T, D] as words of 32 bits: [T, W]
+    weight,  # [D] float32
+    out,  # [T, D]
+    words,  # [N] addresses
+    counts,  # [R]
+    eps,
+    RANK: tl.constexpr,
+    N: tl.constexpr,
+    R: tl.constexpr,
+    D: tl.constexpr,
+    W: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    USE_PDL: tl.constexpr,
+):
+    w = tl.arange(0, BLOCK_W)
+    is_word = w < W
+    row = tl.program_id(0)
+    mine = tl.load(words + RANK).to(tl.pointer_type(tl.int64))
+    if USE_PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    count = tl.load(counts + row) + 1
+    tl.store(counts + row, count)
+    part = tl.load(delta + row.to(tl.int64) * W + w, mask=is_word, other=0)
+    stamp = count.to(tl.int64) << 32
+    at = ((count % 2).to(tl.int64) * N * R + row) * W + w
+    for peer in tl.static_range(N):
+        if peer != RANK:
+            inbox = tl.load(words + peer).to(tl.pointer_type(tl.int64))
+            stamped = stamp | (part.to(tl.int64) & 0xFFFFFFFF)
+            tl.store(inbox + RANK * R * W + at, stamped, mask=is_word)
+    number: tl.constexpr = out.dtype.element_ty
+    total = tl.zeros([BLOCK_D], tl.float32)
+    for peer in tl.static_range(N):
+        if peer == RANK:
+            total += _numbers(part, number)
+        else:
+            source = mine + peer * R * W + at
+            word = tl.load(source, mask=is_word, other=stamp, volatile=True)
+            while tl.min(word >> 32, axis=0) != count:
+                word = tl.load(source, mask=is_word, other=stamp, volatile=True)
+            total += _numbers(word.to(tl.int32), number)
+    d = tl.arange(0, BLOCK_D)
+    _add_and_norm(stream, weight, out, total, row.to(tl.int64) * D + d, d, eps, D)
+
+
+@triton.jit
+def _numbers(word, number: tl.constexpr):
+    """What the words hold, as float32: one number each, or two where numbers have 16 bits."""
+    if number.primitive_bitwidth == 32:
+        values = word.to(tl.float32, bitcast=True)
+    else:
+        low = word.to(tl.int16).to(number, bitcast=True).to(tl.float32)
+        high = (word >> 16).to(tl.int16).to(number, bitcast=True).to(tl.float32)
+        values = tl.interleave(low, high)
+    return values
+
+
+@triton.jit
+def _add_and_norm(stream, weight, out, total, at, d, eps, D: tl.constexpr):
+    is_real = d < D
+    w = tl.load(weight + d, mask=is_real, other=0.0)
     x = tl.load(stream + at, mask=is_real, other=0.0)
     x = (x.to(tl.float32) + total).to(x.dtype)
     tl.store(stream + at, x, mask=is_real)
     y = x.to(tl.float32)
     scale = tl.rsqrt(tl.sum(y * y, axis=0) / D + eps)
-    w = tl.load(weight + d, mask=is_real, other=0.0)
     tl.store(out + at, (y * scale * w).to(out.dtype.element_ty), mask=is_real)
 
 
@@ -84,23 +152,43 @@ def reduce_rms_norm(
     assert peers.takes(delta_TD), f"{delta_TD.shape} does not fit into the inboxes"
     T, D = stream_TD.shape
     out_TD = torch.empty_like(stream_TD)
-    if T:
-        block = triton.next_power_of_2(D)
+    if not T:
+        return out_TD
+    delta_TD = delta_TD.contiguous()
+    options = {
+        "RANK": peers.rank,
+        "N": peers.size,
+        "D": D,
+        "BLOCK_D": triton.next_power_of_2(D),
+        "num_warps": min(max(triton.next_power_of_2(D) // 512, 1), 16),
+        **launch_options(stream_TD.device),
+    }
+    if T <= MAX_WORD_ROWS and peers.row_bytes % 4 == 0:
+        num_words = peers.row_bytes // 4
+        _reduce_norm_words_kernel[(T,)](
+            stream_TD,
+            delta_TD.view(torch.int32),
+            weight_D,
+            out_TD,
+            peers.words_N,
+            peers.word_counts_R,
+            eps,
+            R=MAX_WORD_ROWS,
+            W=num_words,
+            BLOCK_W=options["BLOCK_D"] * delta_TD.itemsize // 4,
+            **options,
+        )
+    else:
         _reduce_norm_kernel[(T,)](
             stream_TD,
-            delta_TD.contiguous(),
+            delta_TD,
             weight_D,
             out_TD,
             peers.inboxes_N,
             peers.flags_N,
             peers.counts_R,
             eps,
-            RANK=peers.rank,
-            N=peers.size,
             R=peers.max_rows,
-            D=D,
-            BLOCK_D=block,
-            num_warps=min(max(block // 512, 1), 16),
-            **launch_options(stream_TD.device),
+            **options,
         )
     return out_TD

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from sgl.kernels import (
+    triton_embedding,
     triton_gemv,
     triton_rms_norm,
     triton_rotary,
     triton_silu_and_mul,
     triton_step_tokens,
 )
+from sgl.kernels.embedding import embed_reference
 from sgl.kernels.linear import linear_reference
 from sgl.kernels.rms_norm import add_rms_norm_reference, rms_norm_reference
 from sgl.kernels.rotary import rotary_angles, rotate_and_store
@@ -81,6 +83,15 @@ def test_rotate_and_store(num_heads, num_kv_heads, head_dim, dtype):
     assert_near(qkv[0][:, num_heads + num_kv_heads :], qkv[1][:, num_heads + num_kv_heads :])
     for got, wanted in zip(caches[0], on_cpu[3:5], strict=True):
         assert_near(got.cpu(), wanted)
+
+
+@any_dtype
+def test_embed(dtype):
+    table_VD = noise(20, 100, dtype=dtype)
+    token_ids_T = torch.tensor([0, 39, 20, 25, 19, 33], device=DEVICE)
+    for first, num in ((0, 20), (20, 20), (20, 10)):
+        got = triton_embedding.embed(token_ids_T, table_VD, first, num)
+        assert torch.equal(got, embed_reference(token_ids_T, table_VD, first, num))
 
 
 def test_take_tokens():

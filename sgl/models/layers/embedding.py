@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgl.kernels.collectives import TensorParallel
+from sgl.kernels.embedding import embed
 from sgl.models.layers.linear import Linear
 from sgl.models.layers.weights import Piece, Placement, Weight
 
@@ -26,18 +26,12 @@ class VocabParallelEmbedding(nn.Module):
 
     def __init__(self, vocab_size: int, hidden_size: int, placement: Placement) -> None:
         super().__init__()
-        self.tp = placement.tp
         self.piece, num_rows = vocab_piece(vocab_size, placement.tp)
         data = placement.empty(num_rows, hidden_size).zero_()
         self.weight = Weight(data, 0, {None: self.piece})
 
     def forward(self, token_ids_T: Tensor) -> Tensor:
-        if self.tp.size == 1:
-            return F.embedding(token_ids_T, self.weight)
-        local_ids_T = token_ids_T - self.piece.first
-        is_elsewhere_T = (local_ids_T < 0) | (local_ids_T >= self.piece.num)
-        x_TD = F.embedding(local_ids_T.masked_fill(is_elsewhere_T, 0), self.weight)
-        return x_TD.masked_fill_(is_elsewhere_T[:, None], 0.0)
+        return embed(token_ids_T, self.weight, self.piece.first, self.piece.num)
 
 
 class LMHead(Linear):
