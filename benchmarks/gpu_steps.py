@@ -53,7 +53,7 @@ class Bench:
         self.device = device
         cache = KvCache(network.attention_layers, num_pages, 1, dtype=torch.bfloat16, device=device)
         table = RequestTable(max_rows, 8192, config.vocab_size, device)
-        attention = make_backend(backend, network.attention_layers, cache)
+        attention = make_backend(backend, network.attention_layers, cache, torch.bfloat16)
         recorded = None
         if graphs and is_recordable(attention) and device.type == "cuda":
             recorded = DecodeGraphs(network, table, attention, sorted({1, 64, max_rows}))

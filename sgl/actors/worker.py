@@ -166,7 +166,7 @@ def _make_runner(
         device,
     )
     name = context.config.attention_backend
-    attention = make_backend(name, model.attention_layers, cache)
+    attention = make_backend(name, model.attention_layers, cache, dtype)
     graphs = None
     if is_recordable(attention) and not context.config.disable_cuda_graph:
         max_size = min(context.config.cuda_graph_max_bs, context.limits.max_running_requests)
