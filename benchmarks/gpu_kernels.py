@@ -1,6 +1,6 @@
 """Our kernels one by one: microseconds, and share of the copy bandwidth or TFLOP/s.
 
-    python -m benchmarks.gpu_kernels [gemv decode extend small]
+    python -m benchmarks.gpu_kernels [gemv decode extend small backends]
 
 Inputs take turns so that none is in the L2 cache; calls are recorded in a CUDA graph, so launches
 cost what they cost in a step.
@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from itertools import product
 
 import numpy as np
@@ -19,12 +21,17 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.gpu_steps import copy_gbs
+from sgl.execution.attention.choice import make_backend
+from sgl.execution.kv_cache import KvCache
+from sgl.execution.request_table import RequestTable
+from sgl.execution.step_layout import StepLayout
 from sgl.kernels.triton_decode_attention import choose_tile, decode_attention, num_splits
 from sgl.kernels.triton_extend_attention import choose_tile as choose_extend_tile
 from sgl.kernels.triton_extend_attention import extend_attention, plan_runs
 from sgl.kernels.triton_gemv import gemv
 from sgl.kernels.triton_rms_norm import add_rms_norm
 from sgl.kernels.triton_silu_and_mul import silu_and_mul
+from sgl.models.batch import AttentionSpec
 
 DEVICE = torch.device("cuda")
 LINEARS = {
@@ -229,7 +236,55 @@ def bench_decode_tiles(gbs: float) -> Iterator[dict[str, object]]:
                "ours": {t: us for us, t in found}[choose_tile(E, B, splits)]}  # fmt: skip
 
 
+def bench_backends(gbs: float) -> Iterator[dict[str, object]]:
+    """Steps of whole back ends, ours and flashinfer's where it is installed; planning apart."""
+    names = ["triton", *(["flashinfer"] if find_spec("flashinfer") else [])]
+    for (B, new, length), name in product(((64, 1, 1024), (256, 1, 1024), (4, 2048, 2048)), names):
+        spec = AttentionSpec(num_heads=32, num_kv_heads=8, head_dim=128, scale=128**-0.5)
+        kv_bytes = B * length * spec.num_kv_heads * spec.head_dim * 4
+        layers = [spec] * turns(kv_bytes)
+        cache = KvCache(layers, B * length, 1, dtype=torch.bfloat16, device=DEVICE)
+        for tensor in (*cache.keys_SKE, *cache.values_SKE):
+            tensor.normal_()
+        table = RequestTable(B, length, 100, DEVICE)
+        table.pages_RP[:B] = np.random.default_rng(0).permutation(B * length).reshape(B, -1)
+        table.device_pages_RP.copy_(torch.from_numpy(table.pages_RP))
+        lens = np.full(B, length)
+        layout = StepLayout(np.arange(B), np.full(B, new), lens, B if new == 1 else 0)
+        inputs = np.zeros((4, B * new), np.int32)
+        inputs[:2] = np.repeat(layout.rows_B, new), layout.positions()
+        inputs_4T = table.to_device(inputs)
+        attention = make_backend(name, layers, cache)
+        plan_us = host_microseconds(lambda: attention.plan(layout, table, inputs_4T))
+        q = torch.randn(B * new, spec.num_heads, spec.head_dim, device=DEVICE, dtype=torch.bfloat16)
+        us = microseconds([lambda i=i: attention.run(i, q) for i in range(len(layers))])
+        line = {"kernel": "backend", "how": type(attention).__name__, "requests": B, "new": new,
+                "len": length, "us": us, "plan_us": plan_us}  # fmt: skip
+        if new > 1:
+            flops = 4 * B * new * (length - new / 2) * spec.num_heads * spec.head_dim
+            yield {**line, "tflops": flops / us / 1e6}
+            continue
+        for variant in reversed(range(attention.num_variants(B))):
+            attention.plan_decode(table, inputs_4T, variant)
+        replan_us = host_microseconds(lambda: attention.choose_variant(layout, table, B))
+        recorded_us = microseconds([lambda i=i: attention.run(i, q) for i in range(len(layers))])
+        yield {**line, "share": kv_bytes / gbs / 1e3 / us, "recorded_us": recorded_us,
+               "replan_us": replan_us}  # fmt: skip
+
+
+def host_microseconds(call: Callable[[], object], num: int = 20) -> float:
+    """Median time until `call` returns, with the device idle."""
+    times = []
+    for _ in range(num):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        call()
+        times.append((time.perf_counter() - started) * 1e6)
+    return statistics.median(times)
+
+
 BENCHES = {
+    "backends": bench_backends,
     "decode_tiles": bench_decode_tiles,
     "gemv": bench_gemv,
     "decode": bench_decode,

@@ -26,6 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 DEFAULT_BUDGET_S = 525.0
+COMPILED = {"test_flashinfer"}  # nvcc takes minutes: pytest -m gpu tests/gpu/test_flashinfer.py
 LEAST_S = 10.0  # a step is not begun with less than this left
 
 
@@ -164,6 +165,7 @@ def _steps(arguments: argparse.Namespace) -> Iterator[Step]:
 def _test_files() -> list[Path]:
     """Test files with a test that is marked `gpu`, the small ones first."""
     found = (ROOT / "tests").rglob("test_*.py")
+    found = (path for path in found if path.stem not in COMPILED)
     marked = [path for path in found if "mark.gpu" in path.read_text(encoding="utf-8")]
     return sorted(marked, key=lambda path: (path.parent.name == "pipeline", path))
 

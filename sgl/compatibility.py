@@ -28,7 +28,7 @@ ACCEPTED = (
     _accepted(
         "--disable-flashinfer --disable-flashinfer-sampling",
         "nothing",
-        "this release does not use flashinfer",
+        "flashinfer runs only where --attention-backend asks for it",
     ),
     _accepted(
         "--attention-reduce-in-fp32 --triton-attention-reduce-in-fp32",

@@ -194,12 +194,11 @@ class ServerConfig:
     attention_backend: str = flag(
         "kernels for attention",
         default="auto",
-        choices=("auto", "triton", "torch"),
+        choices=("auto", "triton", "flashinfer", "torch"),
         default_text="auto: triton on cuda, torch on the CPU",
         spellings={"torch_native": "torch"},
         refused={
-            "flashinfer": "flashinfer comes with a later release; use triton",
-            "fa3": "FlashAttention comes with a later release; use triton",
+            "fa3": "FlashAttention comes with a later release; use triton or flashinfer",
         },
     )
     disable_cuda_graph: bool = flag(

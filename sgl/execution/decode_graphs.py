@@ -55,8 +55,9 @@ class DecodeGraphs:
         self.recordings: dict[tuple[int, int], Recording] = {}  # by size and variant
 
     def can_run(self, layout: StepLayout) -> bool:
-        """Whether the step is nothing but decodes, and not too many."""
-        return len(layout.rows_B) == layout.num_decodes <= self.sizes[-1]
+        """Whether the step is nothing but decodes, and not too many or too long."""
+        is_small = len(layout.rows_B) == layout.num_decodes <= self.sizes[-1]
+        return is_small and self.attention.can_replay(layout)
 
     @torch.inference_mode()
     def record(self) -> None:
@@ -106,8 +107,8 @@ class DecodeGraphs:
 
     def _step(self, size: int, variant: int) -> tuple[Tensor, Tensor]:
         inputs_4T = self.inputs_4S[:, :size]
-        self.attention.plan_decode(self.table, inputs_4T, variant)
         batch = ForwardBatch(inputs_4T, self.table, self.attention)
+        self.attention.plan_decode(self.table, inputs_4T, variant)
         logits_TV = self.model.logits(self.model.hidden(batch))
         return logits_TV, best_tokens(logits_TV, inputs_4T[0], self.table.last_token_R)
 

@@ -124,6 +124,13 @@ def test_values_follow_a_blank_or_an_equals_sign_and_may_be_negative():
     assert (config.port, config.chunked_prefill_size, config.dtype) == (31000, -1, "float16")
 
 
+def test_flashinfer_runs_where_it_is_asked_for_and_samples_nowhere():
+    assert ServerConfig().attention_backend == "auto"
+    config = ServerConfig.from_argv(["--attention-backend", "flashinfer", "--disable-flashinfer"])
+    assert config.attention_backend == "flashinfer"
+    assert "use pytorch" in refusal("--sampling-backend", "flashinfer")
+
+
 REFUSED_NAMES = [(row, name) for row in REFUSED for name in row.names]
 
 

@@ -36,7 +36,13 @@ class RecordableBackend(AttentionBackend, Protocol):
         """How many graphs there may be of a batch size; they are numbered from 0."""
 
     def plan_decode(self, table: RequestTable, inputs_4B: Tensor, variant: int) -> None:
-        """Prepare to record: `run` reads lengths from `inputs_4B` whenever it is replayed."""
+        """Prepare to record: `run` reads lengths from `inputs_4B` whenever it is replayed.
+
+        The batch is made before, as for `plan`; the first call for a size is not recorded.
+        """
+
+    def can_replay(self, layout: StepLayout) -> bool:
+        """Whether graphs can run a step of decodes; the answer may depend on its lengths."""
 
     def choose_variant(self, layout: StepLayout, table: RequestTable, size: int) -> int:
         """Which variant of the graph for `size` suits a step of decodes; prepares to replay it."""

@@ -12,6 +12,7 @@ from sgl.execution.attention.prefix_blocks import PrefixBlocks
 from sgl.execution.kv_cache import KvCache
 from sgl.execution.request_table import RequestTable
 from sgl.execution.step_layout import StepLayout
+from sgl.kernels.multiprocessors import num_cores
 from sgl.kernels.triton_decode_attention import (
     SharedPrefixes,
     decode_attention,
@@ -34,7 +35,7 @@ class TritonAttention:
     def __init__(self, layers: list[AttentionSpec], cache: KvCache) -> None:
         self.layers = layers
         self.cache = cache
-        self.num_cores = _num_cores(cache.keys_SKE[0].device)
+        self.num_cores = num_cores(cache.keys_SKE[0].device)
         self.group_size = layers[0].num_heads // layers[0].num_kv_heads
         self.blocks = PrefixBlocks(cache.page_size, members_per_block(self.group_size))
         self.tile = choose_tile(layers[0].head_dim, cache.model_dtype)
@@ -67,6 +68,9 @@ class TritonAttention:
         size = inputs_4B.shape[1]
         self._plan_decodes(table, inputs_4B, size)
         self.prefixes = self._recordable_prefixes(size, table) if variant == 1 else None
+
+    def can_replay(self, layout: StepLayout) -> bool:
+        return True
 
     def choose_variant(self, layout: StepLayout, table: RequestTable, size: int) -> int:
         if size < MIN_SHARING:
@@ -153,10 +157,3 @@ class TritonAttention:
         """One of two numbers, as each is compiled for."""
         is_much = num_blocks * self.layers[0].num_kv_heads > 2 * self.num_cores
         return 1 if is_much else MAX_PREFIX_SPLITS
-
-
-def _num_cores(device: torch.device) -> int:
-    """Multiprocessors; where kernels are interpreted, a few."""
-    if device.type != "cuda":
-        return 4
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
