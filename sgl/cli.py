@@ -6,13 +6,13 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from sgl.config import FIELD_OPTIONS, GROUPS, ServerConfig
+from sgl.config import FIELD_OPTIONS, ServerConfig
 from sgl.errors import ConfigError
 from sgl.flags import field_options
 from sgl.hardware import choose_device, num_usable_cores, package_version
@@ -22,17 +22,24 @@ from sgl.model_files import is_hub_id, resolve_model_path
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One verb; `run` and `flags` are "module:name", loaded when the verb is typed.
+    """One verb; `run`, `flags` and `groups` are "module:name", loaded when the verb is typed.
 
-    run    takes the words after the verb and returns an exit code
-    flags  the config class those words fill, if any
+    run     takes the words after the verb and returns an exit code
+    flags   the config class those words fill, if any
+    groups  headings of its help: heading -> first field below it
+    more    last line of its help
     """
 
     usage: str
     summary: str
     run: str
     flags: str | None = None
+    groups: str | None = None
+    more: str = ""
 
+
+_SERVER_GROUPS = "sgl.config:GROUPS"
+_SERVER_MORE = "Options of SGLang that are accepted or refused: docs/flags.md"
 
 COMMANDS = {
     "serve": Command(
@@ -40,6 +47,8 @@ COMMANDS = {
         "serve a model over HTTP",
         "sgl.cli:serve",
         "sgl.config:ServerConfig",
+        _SERVER_GROUPS,
+        _SERVER_MORE,
     ),
     "chat": Command(
         "chat [flags]", "talk to a running server", "sgl.chat:main", "sgl.chat:ChatConfig"
@@ -56,8 +65,17 @@ COMMANDS = {
         "check the flags of serve and show what follows from them",
         "sgl.cli:check",
         "sgl.config:ServerConfig",
+        _SERVER_GROUPS,
+        _SERVER_MORE,
     ),
-    "bench": Command("bench", "not in this release", "sgl.cli:bench"),
+    "bench serving": Command(
+        "bench serving [flags]",
+        "send many requests to a running server and measure it",
+        "sgl.bench.serving:run",
+        "sgl.bench.settings:ServingConfig",
+        "sgl.bench.settings:GROUPS",
+        "What is sent and what the numbers mean: docs/benchmarks.md",
+    ),
 }
 
 
@@ -71,8 +89,16 @@ def main(argv: list[str] | None = None) -> int:
         case ["--version" | "-V", *_]:
             print(f"sgl {package_version('sgl') or '(not installed)'}")
             return 0
+        case [first, second, *rest] if f"{first} {second}" in COMMANDS:
+            return run_command(f"{first} {second}", rest)
         case [verb, *rest] if verb in COMMANDS:
             return run_command(verb, rest)
+        case [verb] | [verb, "--help" | "-h"] if usages := _usages_below(verb):
+            print(f"usage: sgl {verb} COMMAND\n\n{usages}")
+            return 0
+        case [verb, second, *_] if usages := _usages_below(verb):
+            print(f"sgl {verb} has no command {second!r}\n\n{usages}", file=sys.stderr)
+            return 2
         case [verb, *_]:
             print(f"sgl has no command {verb!r}\n\n{_overview()}", file=sys.stderr)
             return 2
@@ -121,10 +147,6 @@ def check(argv: list[str]) -> int:
     return 0
 
 
-def bench(argv: list[str]) -> int:
-    raise ConfigError("sgl bench is not in this release: send requests with any OpenAI benchmark")
-
-
 def _show(page: str) -> int:
     """Print a long text; the reader may leave before its end, as `| head` does."""
     try:
@@ -144,12 +166,10 @@ def _help(command: Command) -> str:
     text = f"usage: sgl {command.usage}\n\n{command.summary}"
     if command.flags is None:
         return text
-    config_class = _load(command.flags)
     width = min(shutil.get_terminal_size().columns, 100)
-    if config_class is not ServerConfig:
-        return f"{text}\n\n{help_text(field_options(config_class), width)}"
-    flags = help_text(FIELD_OPTIONS, width, GROUPS)
-    return f"{text}\n\n{flags}\n\nOptions of SGLang that are accepted or refused: docs/flags.md"
+    groups = _load(command.groups) if command.groups else None
+    flags = help_text(field_options(_load(command.flags)), width, groups)
+    return "\n\n".join([text, flags, command.more]).rstrip()
 
 
 def _with_model(argv: list[str]) -> list[str]:
@@ -160,10 +180,20 @@ def _with_model(argv: list[str]) -> list[str]:
 
 
 def _overview() -> str:
-    usages = [(command.usage, command.summary) for command in COMMANDS.values()]
-    width = max(len(usage) for usage, _ in usages)
-    table = "\n".join(f"  sgl {usage:{width}}  {summary}" for usage, summary in usages)
+    table = _usage_table(COMMANDS.values())
     return f"usage: sgl COMMAND\n\n{table}\n\nsgl COMMAND --help lists the flags of a command."
+
+
+def _usages_below(verb: str) -> str:
+    """The commands of two words that begin with `verb`; empty where there are none."""
+    commands = [command for name, command in COMMANDS.items() if name.startswith(f"{verb} ")]
+    return _usage_table(commands) if commands else ""
+
+
+def _usage_table(commands: Iterable[Command]) -> str:
+    usages = [(command.usage, command.summary) for command in commands]
+    width = max(len(usage) for usage, _ in usages)
+    return "\n".join(f"  sgl {usage:{width}}  {summary}" for usage, summary in usages)
 
 
 if __name__ == "__main__":

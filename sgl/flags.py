@@ -16,11 +16,12 @@ import os
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, assert_never, get_args, get_type_hints
+from typing import Any, Literal, TypeAlias, assert_never, get_args, get_origin, get_type_hints
 
 from sgl.errors import ConfigError
 
-Value: TypeAlias = bool | int | float | str | None
+Scalar: TypeAlias = bool | int | float | str
+Value: TypeAlias = Scalar | tuple[Scalar, ...] | None
 Takes: TypeAlias = Literal["nothing", "one", "many"]
 
 _KIND_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
@@ -58,10 +59,11 @@ def flag(help_text: str, *, default: Value = None, **details: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class FieldOption:
-    """The flag of one field."""
+    """The flag of one field; `kind` is the type of its value, of a list the type of its entries."""
 
     key: str
     kind: type
+    is_list: bool
     is_optional: bool
     default: Value
     flag: Flag
@@ -72,23 +74,41 @@ class FieldOption:
 
     @property
     def takes(self) -> Takes:
+        if self.is_list:
+            return "many"
         return "nothing" if self.kind is bool else "one"
 
     def read(self, texts: Sequence[str]) -> Value:
         """The value that was typed."""
         if self.kind is bool:
             return True
-        [text] = texts
-        try:
-            value: Value = self.kind(text)
-        except ValueError:
-            raise self._wrong_kind(text) from None
-        return self._respell(value)
+        values = tuple(map(self._read_one, texts))
+        return values if self.is_list else values[0]
 
     def accept(self, value: object) -> Value:
         """The value that came from a file or a keyword."""
         if value is None and self.is_optional:
             return None
+        if not self.is_list:
+            return self._accept_one(value)
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{self.names[0]} takes a list, got {value!r}")
+        return tuple(map(self._accept_one, value))
+
+    def check(self, value: Value) -> None:
+        """Raise ConfigError where a value is none of the choices or out of range."""
+        for each in value if isinstance(value, tuple) else (value,):
+            if each is not None:
+                self._check_one(each)
+
+    def _read_one(self, text: str) -> Scalar:
+        try:
+            value: Scalar = self.kind(text)
+        except ValueError:
+            raise self._wrong_kind(text) from None
+        return self._respell(value)
+
+    def _accept_one(self, value: object) -> Scalar:
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
         if self.kind is float and type(value) is int:
@@ -97,10 +117,7 @@ class FieldOption:
             raise self._wrong_kind(value)
         return self._respell(value)
 
-    def check(self, value: Value) -> None:
-        """Raise ConfigError where the value is none of the choices or out of range."""
-        if value is None:
-            return
+    def _check_one(self, value: Scalar) -> None:
         name, known = self.names[0], self.flag
         if str(value) in known.refused:
             raise ConfigError(f"{name} {value}: {known.refused[str(value)]}")
@@ -116,7 +133,7 @@ class FieldOption:
         if low is not None and not value >= low:
             raise ConfigError(f"{self.names[0]} must be at least {low:g}, got {value}")
 
-    def _respell(self, value: Value) -> Value:
+    def _respell(self, value: Scalar) -> Scalar:
         return self.flag.spellings.get(value, value) if isinstance(value, str) else value
 
     def _wrong_kind(self, got: object) -> ConfigError:
@@ -224,6 +241,7 @@ def field_options(config_class: type) -> list[FieldOption]:
         FieldOption(
             key=each.name,
             kind=_plain_type(types[each.name]),
+            is_list=get_origin(types[each.name]) is tuple,
             is_optional=type(None) in get_args(types[each.name]),
             default=_default(each),
             flag=each.metadata["flag"],
@@ -239,8 +257,10 @@ def default_text(option: FieldOption) -> str:
     match option.default:
         case bool():
             return "off"
-        case None:
+        case None | ():
             return "none"
+        case tuple() as values:
+            return " ".join(map(str, values))
         case _:
             return str(option.default)
 
@@ -266,8 +286,9 @@ def _default(described: dataclasses.Field[Any]) -> Value:
 
 
 def _plain_type(annotation: Any) -> type:
-    """`int` of both `int` and `int | None`."""
-    [kind] = [part for part in get_args(annotation) or (annotation,) if part is not type(None)]
+    """`int` of `int`, of `int | None` and of the list `tuple[int, ...]`."""
+    parts = get_args(annotation) or (annotation,)
+    [kind] = [part for part in parts if part not in (type(None), Ellipsis)]
     assert kind in _KIND_NAMES, f"a flag cannot be of type {annotation}"
     return kind  # type: ignore[no-any-return]
 

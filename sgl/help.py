@@ -35,7 +35,8 @@ def _value_name(option: FieldOption) -> str:
         return ""
     if option.flag.choices:
         return " {" + ",".join(option.flag.choices) + "}"
-    return " " + (option.flag.metavar or {int: "N", float: "X"}.get(option.kind, "TEXT"))
+    name = option.flag.metavar or {int: "N", float: "X"}.get(option.kind, "TEXT")
+    return f" {name} [{name} ...]" if option.is_list else f" {name}"
 
 
 def _describe(option: FieldOption) -> str:

@@ -34,6 +34,11 @@ def resolve_tokenizer_path(config: ServerConfig, model_path: str) -> str:
     return _resolve(config.tokenizer_path, "--tokenizer-path", _TEXT_FILES, config)
 
 
+def find_tokenizer(name: str, flag_name: str) -> str:
+    """A folder or .gguf file with the tokenizer that `flag_name` names, downloaded if need be."""
+    return _resolve(name, flag_name, _TEXT_FILES, ServerConfig())
+
+
 def demo_model_path() -> str:
     """The file in the package; the package itself is not imported, it would load llama.cpp."""
     spec = find_spec(DEMO_PACKAGE)

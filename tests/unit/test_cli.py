@@ -48,7 +48,7 @@ def test_version(capsys):
 
 @pytest.mark.parametrize("verb", cli.COMMANDS)
 def test_every_verb_has_help(verb, capsys):
-    assert cli.main([verb, "--help"]) == 0
+    assert cli.main([*verb.split(), "--help"]) == 0
     assert capsys.readouterr().out.startswith(f"usage: sgl {verb}")
 
 
@@ -95,9 +95,19 @@ def test_only_log_level_debug_shows_a_traceback(started, monkeypatch, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_bench_is_refused_with_a_sentence(capsys):
-    assert cli.main(["bench", "serving"]) == 2
-    assert "not in this release" in capsys.readouterr().err
+@pytest.mark.parametrize("words", [["bench"], ["bench", "--help"]])
+def test_the_first_word_of_two_lists_the_commands_below_it(words, capsys):
+    assert cli.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "sgl bench serving [flags]" in printed
+    assert "sgl serve " not in printed
+
+
+def test_an_unknown_second_word_ends_with_2(capsys):
+    assert cli.main(["bench", "speed", "--port", "1"]) == 2
+    printed = capsys.readouterr().err
+    assert "sgl bench has no command 'speed'" in printed
+    assert "sgl bench serving" in printed
 
 
 def test_check_config_shows_what_was_typed_and_what_follows(capsys):

@@ -61,9 +61,12 @@ MAY_IMPORT = {
     "launch_server": {"cli"},
     "doctor": COMMANDS,
     "chat": {"flags"},
+    "bench": {"flags", "model_files", "protocol", "tokenizer"},  # speaks HTTP, knows no engine
+    "bench_serving": {"cli"},
 }
 
 TORCH_FREE = ["protocol", "scheduling", "constrained", "lang", "actors/scheduler.py"]
+TORCH_FREE += ["bench", "bench_serving.py"]
 TORCH_FREE += ["config.py", "cli.py", "launch.py", "launch_server.py", "chat.py", "doctor.py"]
 
 FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve"}
