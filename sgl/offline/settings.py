@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sgl.bench.settings import ServingConfig
+from sgl.bench.settings import DEFAULT_NUM_PROMPTS, ServingConfig
 from sgl.config import ALL_OPTIONS, ServerConfig
 from sgl.errors import ConfigError
 from sgl.flags import OptionTable, Value, field_options, flag
@@ -66,7 +66,11 @@ class ThroughputConfig(RunConfig):
 
     dataset_name: str = flag("what to answer", default="random", choices=DATASETS)
     dataset_path: str | None = flag("file of sharegpt", metavar="FILE")
-    num_prompts: int | None = _as_in_serving("num_prompts")
+    num_prompts: int | None = flag(
+        "how many requests",
+        default_text=f"{DEFAULT_NUM_PROMPTS}; generated-shared-prefix: all",
+        low=1,
+    )
     random_input_len: int = _as_in_serving("random_input_len")
     random_output_len: int = _as_in_serving("random_output_len")
     random_range_ratio: float = _as_in_serving("random_range_ratio")
