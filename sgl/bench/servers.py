@@ -74,6 +74,8 @@ class Client:
             answer.error = str(error)
         except TimeoutError:
             answer.error = "no answer within --request-timeout"
+        except aiohttp.ClientPayloadError:
+            answer.error = "the connection broke off before the answer was complete"
         except (aiohttp.ClientError, OSError) as error:
             answer.error = f"the connection failed: {str(error) or type(error).__name__}"
         if answer.error or not answer.end_s:

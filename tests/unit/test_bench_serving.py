@@ -38,21 +38,9 @@ def bench(fake: FakeLlm, *argv: str) -> int:
 
 
 def test_names_of_sglang_and_their_beginnings_are_understood():
-    config = ServingConfig.from_argv(
-        [
-            "--backend",
-            "sglang-native",
-            "--num-prompt",
-            "10",
-            "--random-input",
-            "9",
-            "--request-rate",
-            "2",
-            "4.5",
-            "inf",
-            "--host=10.0.0.1",
-        ]
-    )
+    argv = ["--backend", "sglang-native", "--num-prompt", "10", "--random-input", "9"]
+    argv += ["--request-rate", "2", "4.5", "inf", "--host=10.0.0.1"]
+    config = ServingConfig.from_argv(argv)
     assert (config.backend, config.num_prompts, config.random_input_len) == ("sgl", 10, 9)
     assert config.request_rate == (2.0, 4.5, math.inf)
     assert config.url == "http://10.0.0.1:30000"
