@@ -149,7 +149,7 @@ def measure(
 def table(results: Sequence[Latency]) -> str:
     """All results, and what the columns mean."""
     lines = [
-        f"{'':22} │ {'prefill':^19} │ {'decode: one step':^29} │ {'whole batch':^19}",
+        f"{'':22} │ {'prefill':^19} │ {'decode: one step':^29} │ {'whole batch':>15}",
         f"{'batch':>6}{'input':>8}{'output':>8} │ {'ms':>9}{'tokens/s':>10} │ "
         f"{'median ms':>10}{'p99 ms':>9}{'tokens/s':>10} │ {'s':>9}{'tokens/s':>10}",
     ]
