@@ -40,6 +40,7 @@ class Command:
 
 _SERVER_GROUPS = "sgl.config:GROUPS"
 _SERVER_MORE = "Options of SGLang that are accepted or refused: docs/flags.md"
+_OFFLINE_MORE = "Besides these, all flags of the server: sgl serve --help"
 
 COMMANDS = {
     "serve": Command(
@@ -75,6 +76,20 @@ COMMANDS = {
         "sgl.bench.settings:ServingConfig",
         "sgl.bench.settings:GROUPS",
         "What is sent and what the numbers mean: docs/benchmarks.md",
+    ),
+    "bench latency": Command(
+        "bench latency [flags]",
+        "measure one batch in an engine of its own, step by step",
+        "sgl.offline.latency:run",
+        "sgl.offline.settings:LatencyConfig",
+        more=_OFFLINE_MORE,
+    ),
+    "bench offline-throughput": Command(
+        "bench offline-throughput [flags]",
+        "measure many requests at once in an engine of its own",
+        "sgl.offline.throughput:run",
+        "sgl.offline.settings:ThroughputConfig",
+        more=_OFFLINE_MORE,
     ),
 }
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from sgl.compatibility import ACCEPTED, REFUSED
 from sgl.errors import ConfigError
-from sgl.flags import OptionTable, Value, field_options, flag, from_environment
+from sgl.flags import Option, OptionTable, Value, field_options, flag, from_environment
 
 Device: TypeAlias = Literal["cuda", "cpu"]
 
@@ -261,7 +261,11 @@ class ServerConfig:
     @classmethod
     def from_argv(cls, argv: Sequence[str]) -> ServerConfig:
         """What was typed, over what the config file says, over the environment."""
-        values = OPTIONS.parse_argv(argv)
+        return cls.from_typed(OPTIONS.parse_argv(argv))
+
+    @classmethod
+    def from_typed(cls, values: dict[str, Value]) -> ServerConfig:
+        """As `from_argv`, once somebody else has parsed the command line."""
         if path := values.get("config_file"):
             values = OPTIONS.parse_values(_read_file(str(path))) | values
         inherited = from_environment(FIELD_OPTIONS, os.environ)
@@ -329,7 +333,8 @@ class DeviceLimits:
 
 
 FIELD_OPTIONS = field_options(ServerConfig)
-OPTIONS = OptionTable([*FIELD_OPTIONS, *ACCEPTED, *REFUSED])
+ALL_OPTIONS: tuple[Option, ...] = (*FIELD_OPTIONS, *ACCEPTED, *REFUSED)
+OPTIONS = OptionTable(ALL_OPTIONS)
 
 # heading in help and documentation -> first field below it
 GROUPS = {

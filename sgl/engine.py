@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import os
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
@@ -25,12 +26,14 @@ from sgl.actors.channel import Inbox, Receiver, Sender, TickSender
 from sgl.actors.front import Front, FrontOptions
 from sgl.actors.group import ActorGroup
 from sgl.config import ServerConfig
-from sgl.errors import ActorDiedError, EngineError
-from sgl.messages import DetokenizerToIngress, IngressToScheduler
+from sgl.errors import ActorDiedError, EngineError, InvalidRequestError
+from sgl.messages import DetokenizerToIngress, IngressToScheduler, Reply
 from sgl.models.config import ModelConfig
+from sgl.protocol.body import convert
 from sgl.protocol.call import Answer
 from sgl.protocol.native import GenerateRequest, generate_request
 from sgl.protocol.native_reply import NativeReply
+from sgl.protocol.profile import ProfileRequest
 from sgl.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -97,6 +100,28 @@ class Engine:
     def flush_cache(self) -> bool:
         """Forget all cached prefixes; False (and nothing done) while requests are running."""
         return self._submit(self._front.control("flush_cache")).result().ok
+
+    def start_profile(
+        self,
+        output_dir: str | os.PathLike[str] | None = None,
+        num_steps: int | None = None,
+        activities: Sequence[str] | None = None,
+    ) -> str:
+        """Record the steps from now on, as `/start_profile` does; says where the traces will be.
+
+        Raises InvalidRequestError where that is not possible.
+        """
+        fields = {
+            "output_dir": None if output_dir is None else os.fspath(output_dir),
+            "num_steps": num_steps,
+            "activities": activities,
+        }
+        wanted = convert(fields, ProfileRequest)
+        return _told(self._submit(self._front.start_profile(wanted)).result())
+
+    def stop_profile(self) -> str:
+        """Write what was recorded and say where; raises InvalidRequestError if nothing was."""
+        return _told(self._submit(self._front.stop_profile()).result())
 
     def get_server_info(self) -> dict[str, Any]:
         """The settings, and the scheduler's numbers at this moment."""
@@ -252,6 +277,12 @@ def _request(
         "stream": stream,
     }
     return generate_request(named | fields)
+
+
+def _told(reply: Reply) -> str:
+    if not reply.ok:
+        raise InvalidRequestError(reply.text)
+    return reply.text
 
 
 def _raise_failure(answers: Sequence[Answer]) -> None:

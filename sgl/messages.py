@@ -1,8 +1,9 @@
 """Every message between two processes. One union per ring; a reader's decoder is built from it.
 
     ingress ── Generate Abort Control ──▶ scheduler ── StepPlan ──▶ worker (one ring per rank)
-       ▲                                   │   ▲  ▲                    │
-       │                                   │   │  └── WorkerReady StepResult (rank 0)
+       ▲       StartProfile StopProfile    │   ▲  ▲    StartProfile    │
+       │                                   │   │  │    StopProfile     │
+       │                                   │   │  └── WorkerReady StepResult Reply (rank 0)
        │           OpenText NewTokens Reply│   │ Stop
        │                     EngineReady   ▼   │
        └── NewText Reply EngineReady ── detokenizer
@@ -122,6 +123,28 @@ class Control(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
     call_id: int
     action: Literal["flush_cache", "abort_all"]
+
+
+class StartProfile(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Record what the workers do from the next step on; rank 0 answers with a `Reply`.
+
+    stamp       tells the files of one profile, one a rank, from those of others
+    folder      where the files go; None: where the worker's environment says
+    num_steps   stop after so many; None: only on `StopProfile`
+    activities  what to record; empty: all that this machine has
+    """
+
+    call_id: int
+    stamp: str
+    folder: str | None = None
+    num_steps: int | None = None
+    activities: tuple[Literal["CPU", "GPU"], ...] = ()
+
+
+class StopProfile(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Write what was recorded; rank 0's `Reply` says where it is."""
+
+    call_id: int
 
 
 # ── scheduler to worker and back ────────────────────────────────────────────────────────────────
@@ -276,7 +299,10 @@ class NewText(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Reply(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Answer to a `Control`; goes through the detokenizer so that it cannot overtake text."""
+    """Answer to a `Control`, `StartProfile` or `StopProfile`, with the same `call_id`.
+
+    It goes through the detokenizer so that it cannot overtake text.
+    """
 
     call_id: int
     ok: bool
@@ -320,9 +346,9 @@ class EngineDied(msgspec.Struct, frozen=True, tag=True, array_like=True):
     message: str
 
 
-IngressToScheduler: TypeAlias = Generate | Abort | Control
-SchedulerToWorker: TypeAlias = StepPlan
-WorkerToScheduler: TypeAlias = WorkerReady | StepResult
+IngressToScheduler: TypeAlias = Generate | Abort | Control | StartProfile | StopProfile
+SchedulerToWorker: TypeAlias = StepPlan | StartProfile | StopProfile
+WorkerToScheduler: TypeAlias = WorkerReady | StepResult | Reply
 SchedulerToDetokenizer: TypeAlias = OpenText | NewTokens | Reply | EngineReady
 DetokenizerToScheduler: TypeAlias = Stop
 DetokenizerToIngress: TypeAlias = NewText | Reply | EngineReady

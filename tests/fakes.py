@@ -23,6 +23,8 @@ from sgl.messages import (
     Logprobs,
     NewText,
     Reply,
+    StartProfile,
+    StopProfile,
     TextDelta,
     pack,
     unpack,
@@ -113,6 +115,7 @@ class FakeEngine:
         self.seen: list[Generate] = []
         self.aborted: list[int] = []
         self.controls: list[str] = []
+        self.profile: StartProfile | StopProfile | None = None  # the one that is running
         self._step_s = step_s
         self._running: dict[int, _Running] = {}
         self._work = asyncio.Event()
@@ -140,6 +143,8 @@ class FakeEngine:
                     self._running.pop(message.request_id, None)
                 case Control():
                     self._control(message)
+                case StartProfile() | StopProfile():
+                    self._profile(message)
         self._work.set()
 
     async def run(self) -> None:
@@ -158,7 +163,15 @@ class FakeEngine:
         if message.action == "abort_all":
             self._running.clear()
         ok = not self._running
-        self.text.sender.send(Reply(message.call_id, ok, "" if ok else "requests are running"))
+        text = "Cache flushed." if ok else "requests are running"
+        self.text.sender.send(Reply(message.call_id, ok, text))
+
+    def _profile(self, message: StartProfile | StopProfile) -> None:
+        is_start = isinstance(message, StartProfile)
+        ok = is_start == (self.profile is None)
+        self.text.sender.send(Reply(message.call_id, ok, "Profiled." if ok else "no, thanks"))
+        if ok:
+            self.profile = message if is_start else None
 
     def _step(self, request_id: int) -> TextDelta | None:
         running = self._running[request_id]

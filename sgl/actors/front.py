@@ -1,7 +1,7 @@
 """The client's side of the engine, inside one event loop: calls in, growing answers out.
 
     submit(call) ── Generate, one for each sample of each prompt ──▶ scheduler
-        │               Abort, Control
+        │               Abort, Control, StartProfile, StopProfile
         ▼
     RunningCall ◀── receive(messages) ◀── NewText, Reply, EngineReady ── detokenizer
 
@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal, Protocol, assert_never
 
 import msgspec
@@ -38,10 +39,13 @@ from sgl.messages import (
     IngressToScheduler,
     NewText,
     Reply,
+    StartProfile,
+    StopProfile,
     TextDelta,
 )
 from sgl.metrics import RequestCounts
 from sgl.protocol.call import CLIENT_ABORT_STATUS, Answer, GenerationCall, PromptCall
+from sgl.protocol.profile import ProfileRequest
 from sgl.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -151,15 +155,24 @@ class Front:
 
     async def control(self, action: Literal["flush_cache", "abort_all"]) -> Reply:
         """The engine's answer to an operator's wish."""
-        self._open_limits()
-        call_id = next(self._call_ids)
-        self._send(Control(call_id, action))
-        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._replies[call_id] = reply
-        try:
-            return await reply
-        finally:
-            self._replies.pop(call_id, None)
+        return await self._ask(Control(next(self._call_ids), action))
+
+    async def start_profile(self, wanted: ProfileRequest) -> Reply:
+        """Whether the workers record their steps now."""
+        stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}"
+        return await self._ask(
+            StartProfile(
+                next(self._call_ids),
+                stamp,
+                wanted.output_dir,
+                wanted.num_steps,
+                wanted.activities or (),
+            )
+        )
+
+    async def stop_profile(self) -> Reply:
+        """Where the workers have written what they recorded."""
+        return await self._ask(StopProfile(next(self._call_ids)))
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Wait until no answer is in the making; False if some still are."""
@@ -191,6 +204,16 @@ class Front:
 
     def close(self) -> None:
         self._encoder.close()
+
+    async def _ask(self, message: Control | StartProfile | StopProfile) -> Reply:
+        self._open_limits()
+        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._replies[message.call_id] = reply
+        self._send(message)
+        try:
+            return await reply
+        finally:
+            self._replies.pop(message.call_id, None)
 
     def _open(self, ready: EngineReady) -> None:
         self.max_total_tokens = ready.max_total_tokens

@@ -251,6 +251,9 @@ class ActorGroup:
 
 
 _DEFAULT_ENVIRONMENT = {
+    # Before CUDA 12.6 recorded graphs crash once the tracing library of a profile that has ended is
+    # taken down. Torch leaves it up for graphs of its own; it does not know of ours.
+    "TEARDOWN_CUPTI": "0",
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "lo",
     "MALLOC_ARENA_MAX": "2",

@@ -21,6 +21,7 @@ from sgl.actors.middlewares import forbidden, json_response
 from sgl.actors.prompt_encoder import TextTokenizer
 from sgl.config import ServerConfig
 from sgl.errors import InvalidRequestError, RequestError, RequestTooLargeError
+from sgl.messages import Reply
 from sgl.metrics import CONTENT_TYPE, Metrics
 from sgl.protocol.body import convert, id_array, parse_fields
 from sgl.protocol.call import GenerationCall, PromptCall
@@ -31,6 +32,7 @@ from sgl.protocol.openai_chat import Template, parse_chat
 from sgl.protocol.openai_chat_reply import ChatReply
 from sgl.protocol.openai_completions import parse_completion
 from sgl.protocol.openai_completions_reply import CompletionReply
+from sgl.protocol.profile import ProfileRequest
 from sgl.sampling_params import SamplingParams
 
 BODY_TIMEOUT_S = 60.0
@@ -124,6 +126,8 @@ class Routes:
             ("POST", "/detokenize", Level.API, self.detokenize),
             ("POST", "/abort_request", Level.API, self.abort_request),
             ("GET POST", "/flush_cache", Level.ADMIN, self.flush_cache),
+            ("GET POST", "/start_profile", Level.ADMIN, self.start_profile),
+            ("GET POST", "/stop_profile", Level.ADMIN, self.stop_profile),
         ]
 
     async def ready(self, request: web.Request) -> web.Response:
@@ -232,10 +236,15 @@ class Routes:
         return json_response({"success": self._front.abort(body.rid)})
 
     async def flush_cache(self, request: web.Request) -> web.Response:
-        reply = await self._front.control("flush_cache")
-        if not reply.ok:
-            raise InvalidRequestError(reply.text)
-        return web.Response(text="Cache flushed.\n")
+        return _told(await self._front.control("flush_cache"))
+
+    async def start_profile(self, request: web.Request) -> web.Response:
+        body = await self._body(request)
+        wanted = convert(parse_fields(body) if body else {}, ProfileRequest)
+        return _told(await self._front.start_profile(wanted))
+
+    async def stop_profile(self, request: web.Request) -> web.Response:
+        return _told(await self._front.stop_profile())
 
     async def _body(self, request: web.Request) -> bytes:
         """The whole body; refused early if it is too large, given up if it does not come."""
@@ -273,6 +282,13 @@ async def generate_quietly(front: Front, prompt: str | list[int], num_tokens: in
         [answer] = await running.finished()
     if answer.failure is not None:
         raise answer.failure
+
+
+def _told(reply: Reply) -> web.Response:
+    """What the engine answered, as text; raises InvalidRequestError where it refused."""
+    if not reply.ok:
+        raise InvalidRequestError(reply.text)
+    return web.Response(text=f"{reply.text}\n")
 
 
 def _version() -> str:

@@ -4,7 +4,8 @@
     detokenizer ── Stop ────────────────▶   │                      ▲
                  ◀── OpenText NewTokens ────┘                      └── StepResult ── worker 0
 
-It stays ahead of the worker: while a step runs, the next one is planned and sent already.
+It stays ahead of the worker: while a step runs, the next one is planned and sent already. Orders
+to profile pass through to the workers, between two plans, and their replies back.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from sgl.messages import (
     Reply,
     SchedulerToDetokenizer,
     SchedulerToWorker,
-    StepPlan,
+    StartProfile,
     StepResult,
+    StopProfile,
     TokenDelta,
     WorkerReady,
     WorkerToScheduler,
@@ -74,7 +76,7 @@ class Scheduler:
         self.log = log
         self.status = status
         self.outbox: deque[SchedulerToDetokenizer] = deque()  # what the detokenizer had no room for
-        self.unsent: list[deque[StepPlan]] = [deque() for _ in workers]  # likewise, for each worker
+        self.unsent: list[deque[SchedulerToWorker]] = [deque() for _ in workers]  # for each worker
 
     @property
     def is_blocked(self) -> bool:
@@ -113,6 +115,8 @@ class Scheduler:
                 self.abort(message.request_id)
             case Control():
                 self.control(message)
+            case StartProfile() | StopProfile():
+                self.tell_workers(message)
             case _:
                 assert_never(message)
 
@@ -135,13 +139,15 @@ class Scheduler:
                 assert_never(message.action)
 
     def take(self, result: WorkerToScheduler) -> None:
-        """Commit a step's result."""
+        """Commit a step's result, or pass a reply on."""
         match result:
             case StepResult():
                 if result.error:
                     logger.error("Step %d failed: %s", result.step, result.error)
                 self.gain(self.batcher.commit(result))
                 self.log.arrived(result.step, self.batcher.totals.num_output_tokens)
+            case Reply():
+                self.outbox.append(result)
             case WorkerReady():
                 raise AssertionError("a worker got ready twice")
             case _:
@@ -152,9 +158,7 @@ class Scheduler:
         has_planned = False
         while not self.is_blocked and (plan := self.batcher.plan()):
             self.log.planned(plan, self.batcher)
-            for plans in self.unsent:
-                plans.append(plan)
-            self.send_plans()
+            self.tell_workers(plan)
             has_planned = True
         return has_planned
 
@@ -164,15 +168,21 @@ class Scheduler:
 
     def send(self) -> None:
         """Send what there is room for; nothing is lost and order is kept."""
-        self.send_plans()
+        self.send_to_workers()
         while self.outbox and self.text.put(self.outbox[0]):
             self.outbox.popleft()
         self.text.flush()
 
-    def send_plans(self) -> None:
-        for plans, worker in zip(self.unsent, self.workers, strict=True):
-            while plans and worker.send(plans[0]):
-                plans.popleft()
+    def tell_workers(self, message: SchedulerToWorker) -> None:
+        """Send to all ranks, behind whatever still waits for room."""
+        for unsent in self.unsent:
+            unsent.append(message)
+        self.send_to_workers()
+
+    def send_to_workers(self) -> None:
+        for unsent, worker in zip(self.unsent, self.workers, strict=True):
+            while unsent and worker.send(unsent[0]):
+                unsent.popleft()
 
     def read_status(self) -> SchedulerStatus:
         batcher, totals = self.batcher, self.batcher.totals
@@ -273,7 +283,7 @@ def _wait_for_worker(results: Receiver[WorkerToScheduler]) -> int:
     match messages[0]:
         case WorkerReady(num_pages=num_pages):
             return num_pages
-        case StepResult():
+        case StepResult() | Reply():
             raise AssertionError("a worker sent a result before it was ready")
         case _:
             assert_never(messages[0])

@@ -2,22 +2,36 @@
 
 scheduler ── StepPlan ──▶ runner.run (launches) ──▶ outputs ── StepResult ──▶ scheduler
                           the next plan is launched while this one computes
+          ── StartProfile, StopProfile ──▶ profiler ──▶ outputs ── Reply ──▶ scheduler
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+from typing import TypeAlias, assert_never
 
 import torch
 
 from sgl.actors.actor import Context
 from sgl.actors.channel import Poller, Receiver, Sender
 from sgl.actors.worker_setup import set_up
+from sgl.execution.profiler import StepProfiler
 from sgl.execution.runner import Runner, StepOutput
-from sgl.messages import SchedulerToWorker, StepResult, WorkerReady, WorkerToScheduler
+from sgl.messages import (
+    Reply,
+    SchedulerToWorker,
+    StartProfile,
+    StepPlan,
+    StepResult,
+    StopProfile,
+    WorkerReady,
+    WorkerToScheduler,
+)
 
 SPIN_S = 50e-6  # between two steps the next plan is usually there already, or about to come
+
+Output: TypeAlias = StepOutput | StepResult | Reply
 
 
 class Worker:
@@ -32,7 +46,8 @@ class Worker:
         self.runner = runner
         self.plans = plans
         self.results = results
-        self.outputs: queue.SimpleQueue[StepOutput | StepResult] | None = None
+        self.profiler = StepProfiler(runner.tp.rank, has_gpu=runner.table.device.type == "cuda")
+        self.outputs: queue.SimpleQueue[Output] | None = None
         self.sender = threading.Thread(target=self._send_when_ready, name="results", daemon=True)
         if results and runner.table.device.type == "cuda":
             self.outputs = queue.SimpleQueue()
@@ -41,12 +56,19 @@ class Worker:
     def turn(self) -> bool:
         """Once around the loop; False means no plan was there."""
         assert self.outputs is None or self.sender.is_alive(), "a step failed: see the log above"
-        plans = self.plans.receive()
-        for plan in plans:
-            self._deliver(self._run(plan))
-        return bool(plans)
+        messages = self.plans.receive()
+        for message in messages:
+            match message:
+                case StepPlan():
+                    with self.profiler.step(message.step):
+                        self._deliver(self._run(message))
+                case StartProfile() | StopProfile():
+                    self._deliver(self.profiler.obey(message))
+                case _:
+                    assert_never(message)
+        return bool(messages)
 
-    def _run(self, plan: SchedulerToWorker) -> StepOutput | StepResult:
+    def _run(self, plan: StepPlan) -> Output:
         try:
             return self.runner.run(plan)
         except torch.OutOfMemoryError as error:
@@ -55,7 +77,7 @@ class Worker:
             torch.cuda.empty_cache()
             return StepResult(plan.step, b"", error=f"out of memory: {error}")
 
-    def _deliver(self, output: StepOutput | StepResult) -> None:
+    def _deliver(self, output: Output) -> None:
         """Send a result; on a GPU a thread waits for it, so that the next step can be launched."""
         if self.outputs is not None:
             self.outputs.put(output)
@@ -68,9 +90,9 @@ class Worker:
         while True:
             self._send(self.outputs.get())
 
-    def _send(self, output: StepOutput | StepResult) -> None:
+    def _send(self, output: Output) -> None:
         assert self.results is not None
-        result = output if isinstance(output, StepResult) else output.wait()
+        result = output.wait() if isinstance(output, StepOutput) else output
         assert self.results.send(result), "the scheduler does not read its results"
 
 

@@ -28,7 +28,7 @@ from sgl.actors.routes import ServedModel
 from sgl.actors.status_page import SchedulerStatus
 from sgl.config import ServerConfig
 from sgl.errors import ConfigError
-from sgl.messages import Drain, EngineDied
+from sgl.messages import Drain, EngineDied, StartProfile
 from sgl.protocol.chat_template import ChatTemplate
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -275,6 +275,8 @@ PROBES = [
     ("GET", "/v1/models", Level.API),
     ("GET", "/get_server_info", Level.API),
     ("POST", "/flush_cache", Level.ADMIN),
+    ("GET", "/start_profile", Level.ADMIN),
+    ("GET", "/stop_profile", Level.ADMIN),
 ]
 
 
@@ -452,6 +454,38 @@ async def test_the_cache_is_flushed_only_when_nothing_runs() -> None:
         status, body = await s.post("/flush_cache", {})
         assert (status, "running" in body["error"]["message"]) == (400, True)
         request.cancel()
+
+
+@in_loop
+async def test_profiles_are_started_and_stopped() -> None:
+    async with server() as s:
+        asked = {"output_dir": "traces", "num_steps": 5, "activities": ["CPU", "GPU"]}
+        assert await s.post("/start_profile", asked) == (200, "Profiled.\n")
+        started = s.engine.profile
+        assert isinstance(started, StartProfile)
+        assert (started.folder, started.num_steps) == ("traces", 5)
+        assert started.activities == ("CPU", "GPU")
+        refusal = (400, {"error": {"message": "no, thanks"}})
+        assert await s.post("/start_profile", {}) == refusal
+        assert await s.get("/stop_profile") == 200
+        assert await s.post("/stop_profile", {}) == refusal
+        assert await s.get("/start_profile") == 200  # without a body
+        assert isinstance(s.engine.profile, StartProfile)
+        assert (s.engine.profile.folder, s.engine.profile.activities) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [({"num_steps": 0}, "num_steps"), ({"activities": ["RPD"]}, "RPD"), ({"steps": 1}, "steps")],
+)
+@in_loop
+async def test_a_profile_that_nobody_understands_is_refused(
+    body: dict[str, Any], named: str
+) -> None:
+    async with server() as s:
+        status, answer = await s.post("/start_profile", body)
+        assert (status, named in answer["error"]["message"]) == (400, True)
+        assert s.engine.profile is None
 
 
 @in_loop

@@ -63,10 +63,14 @@ MAY_IMPORT = {
     "chat": {"flags"},
     "bench": {"flags", "model_files", "protocol", "tokenizer"},  # speaks HTTP, knows no engine
     "bench_serving": {"cli"},
+    "offline": COMMANDS | {"bench", "engine", "models", "tokenizer"},
+    "bench_latency": {"cli"},
+    "bench_offline_throughput": {"cli"},
 }
 
 TORCH_FREE = ["protocol", "scheduling", "constrained", "lang", "actors/scheduler.py"]
-TORCH_FREE += ["bench", "bench_serving.py"]
+TORCH_FREE += ["bench", "bench_serving.py", "bench_latency.py", "bench_offline_throughput.py"]
+TORCH_FREE += ["offline"]
 TORCH_FREE += ["config.py", "cli.py", "launch.py", "launch_server.py", "chat.py", "doctor.py"]
 
 FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve"}

@@ -19,7 +19,10 @@ from sgl.messages import (
     NewTokens,
     OpenText,
     Reply,
+    StartProfile,
+    StepPlan,
     Stop,
+    StopProfile,
     pack,
     unpack,
 )
@@ -151,6 +154,26 @@ def test_flush_answers_whether_it_flushed():
     bench.run_until_idle()
     assert bench.told[-1] == Reply(8, ok=True, text="Cache flushed.")
     assert bench.scheduler.batcher.store.slots.num_free == 64
+
+
+def test_profile_orders_keep_their_place_among_the_plans_of_every_rank():
+    bench = Bench(num_workers=2)
+    bench.requests.sender.send(StartProfile(7, "now"))
+    bench.ask(1, [1, 2, 3], max_new_tokens=3)
+    bench.scheduler.turn()
+    bench.requests.sender.send(StopProfile(8))
+    bench.scheduler.turn()
+    seen = [channel.receiver.receive() for channel in bench.plans]
+    assert [type(message) for message in seen[0]] == [StartProfile, StepPlan, StepPlan, StopProfile]
+    assert seen[1] == seen[0]
+
+
+def test_the_reply_of_a_worker_is_passed_on():
+    bench = Bench()
+    reply = Reply(7, ok=False, text="no profile is running")
+    bench.results.sender.send(reply)
+    bench.run_until_idle()
+    assert bench.told == [reply]
 
 
 def test_abort_all_ends_everybody():
