@@ -1,6 +1,6 @@
 """Our kernels one by one: microseconds, and share of the copy bandwidth or TFLOP/s.
 
-    python -m benchmarks.gpu_kernels [gemv decode extend small]
+    python -m benchmarks.gpu_kernels [gemv decode extend small sampling penalties]
 
 Inputs take turns so that none is in the L2 cache; calls are recorded in a CUDA graph, so launches
 cost what they cost in a step.
@@ -19,11 +19,15 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.gpu_steps import copy_gbs
+from sgl.kernels.sampling_table import FREQUENCY, SamplingTable
+from sgl.kernels.step_tokens import best_tokens
 from sgl.kernels.triton_decode_attention import choose_tile, decode_attention, num_splits
 from sgl.kernels.triton_extend_attention import choose_tile as choose_extend_tile
 from sgl.kernels.triton_extend_attention import extend_attention, plan_runs
 from sgl.kernels.triton_gemv import gemv
+from sgl.kernels.triton_penalties import apply_penalties
 from sgl.kernels.triton_rms_norm import add_rms_norm
+from sgl.kernels.triton_sampling import sample_tokens
 from sgl.kernels.triton_silu_and_mul import silu_and_mul
 
 DEVICE = torch.device("cuda")
@@ -229,12 +233,69 @@ def bench_decode_tiles(gbs: float) -> Iterator[dict[str, object]]:
                "ours": {t: us for us, t in found}[choose_tile(E, B, splits)]}  # fmt: skip
 
 
+VOCAB = 128256
+# temperature, top-k, top-p, min-p
+SAMPLINGS = {
+    "greedy": (1.0, 1, 1.0, 0.0),
+    "unlimited": (1.0, VOCAB, 1.0, 0.0),
+    "top-k 50, top-p 0.9": (1.0, 50, 0.9, 0.0),
+    "top-p 0.9": (1.0, VOCAB, 0.9, 0.0),
+    "min-p 0.05": (1.0, VOCAB, 1.0, 0.05),
+}
+
+
+def bench_sampling(gbs: float) -> Iterator[dict[str, object]]:
+    """`share` is of reading the logits once; torch's own maximum and sort beside it."""
+    for B, (name, spread) in product((1, 64, 256), (("peaked", 4.0), ("flat", 0.01))):
+        size = B * VOCAB * 4
+        inputs = [torch.randn(B, VOCAB, device=DEVICE) * spread for _ in range(turns(size))]
+        rows = torch.arange(B, device=DEVICE, dtype=torch.int32)
+        last = torch.zeros(B, dtype=torch.int64, device=DEVICE)
+        floor = size / gbs / 1e3
+        us = microseconds([lambda x=x: best_tokens(x, rows, last) for x in inputs])
+        yield {"kernel": "sampling", "rows": B, "logits": name, "how": "best_tokens", "us": us,
+               "share": floor / us}  # fmt: skip
+        us = microseconds([lambda x=x: x.sort(dim=-1, descending=True) for x in inputs[:4]], 5)
+        yield {"kernel": "sampling", "rows": B, "logits": name, "how": "torch.sort", "us": us,
+               "share": floor / us}  # fmt: skip
+        for how, numbers in SAMPLINGS.items():
+            table = SamplingTable.greedy(B, DEVICE)
+            table.numbers_RN[:, : len(numbers)] = torch.tensor(numbers, device=DEVICE)
+            table.seed_R.copy_(rows)
+            us = microseconds([lambda x=x: sample_tokens(x, rows, rows, table, last)
+                               for x in inputs])  # fmt: skip
+            yield {"kernel": "sampling", "rows": B, "logits": name, "how": how, "us": us,
+                   "gbs": size / us / 1e3, "share": floor / us}  # fmt: skip
+        del inputs
+        torch.cuda.empty_cache()
+
+
+def bench_penalties(gbs: float) -> Iterator[dict[str, object]]:
+    """Logits, counts and prompt flags are read; one token in a hundred is written."""
+    for B, penalty in product((1, 64, 256), (0.0, 0.5)):
+        counts = (torch.rand(B, VOCAB, device=DEVICE) < 0.01).int()
+        in_prompt = torch.zeros(B, VOCAB, dtype=torch.bool, device=DEVICE)
+        rows = torch.arange(B, device=DEVICE, dtype=torch.int32)
+        size = B * VOCAB * 9 if penalty else 0  # rows without one are not read
+        logits = [torch.randn(B, VOCAB, device=DEVICE) for _ in range(turns(B * VOCAB * 9))]
+        table = SamplingTable.greedy(B, DEVICE)
+        table.numbers_RN[:, FREQUENCY] = penalty
+        us = microseconds([lambda x=x: apply_penalties(x, rows, table, counts, in_prompt)
+                           for x in logits])  # fmt: skip
+        yield {"kernel": "penalties", "rows": B, "frequency": penalty, "us": us,
+               "gbs": size / us / 1e3, "share": size / gbs / 1e3 / us}  # fmt: skip
+        del logits
+        torch.cuda.empty_cache()
+
+
 BENCHES = {
     "decode_tiles": bench_decode_tiles,
     "gemv": bench_gemv,
     "decode": bench_decode,
     "extend": bench_extend,
     "small": bench_small,
+    "sampling": bench_sampling,
+    "penalties": bench_penalties,
 }
 
 
