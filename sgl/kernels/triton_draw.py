@@ -116,9 +116,9 @@ def _sum_above(
     for start in range(0, candidates.num, CHUNK):
         keys = _load_keys(candidates, start, ID_BITS, ARE_KEYS, CHUNK)
         is_above = keys > bound
-        w = weight(_logit_of(keys, ID_BITS), candidates.best, candidates.limits)
         counts += is_above.to(tl.int32)
-        masses += tl.where(is_above, w, 0.0).to(tl.float64)
+        x = tl.where(is_above, _logit_of(keys, ID_BITS), float("-inf"))
+        masses += weight(x, candidates.best, candidates.limits).to(tl.float64)
     return tl.sum(counts, axis=0), tl.sum(masses, axis=0)
 
 
