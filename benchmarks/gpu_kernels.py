@@ -1,6 +1,6 @@
 """Our kernels one by one: microseconds, and share of the copy bandwidth or TFLOP/s.
 
-    python -m benchmarks.gpu_kernels [gemv decode extend small backends]
+    python -m benchmarks.gpu_kernels [gemv gemm decode extend small backends sampling penalties]
 
 Inputs take turns so that none is in the L2 cache; calls are recorded in a CUDA graph, so launches
 cost what they cost in a step.
@@ -25,11 +25,15 @@ from sgl.execution.attention.choice import make_backend
 from sgl.execution.kv_cache import KvCache
 from sgl.execution.request_table import RequestTable
 from sgl.execution.step_layout import StepLayout
+from sgl.kernels.sampling_table import FREQUENCY, SamplingTable
+from sgl.kernels.step_tokens import best_tokens
 from sgl.kernels.triton_decode_attention import choose_tile, decode_attention, num_splits
 from sgl.kernels.triton_extend_attention import choose_tile as choose_extend_tile
 from sgl.kernels.triton_extend_attention import extend_attention, plan_runs
 from sgl.kernels.triton_gemv import gemv
+from sgl.kernels.triton_penalties import apply_penalties
 from sgl.kernels.triton_rms_norm import add_rms_norm
+from sgl.kernels.triton_sampling import sample_tokens
 from sgl.kernels.triton_silu_and_mul import silu_and_mul
 from sgl.models.batch import AttentionSpec
 
@@ -46,6 +50,9 @@ LINEARS = {
     "1b down": (2048, 8192),
     "1b head": (128256, 2048),
 }
+
+
+LARGE_LINEARS = ("8b qkv", "8b o", "8b gate_up", "8b down")
 
 
 def microseconds(calls: list[Callable[[], object]], num_replays: int = 20) -> float:
@@ -283,13 +290,90 @@ def host_microseconds(call: Callable[[], object], num: int = 20) -> float:
     return statistics.median(times)
 
 
+VOCAB = 128256
+# temperature, top-k, top-p, min-p
+SAMPLINGS = {
+    "greedy": (1.0, 1, 1.0, 0.0),
+    "unlimited": (1.0, VOCAB, 1.0, 0.0),
+    "top-k 50, top-p 0.9": (1.0, 50, 0.9, 0.0),
+    "top-p 0.9": (1.0, VOCAB, 0.9, 0.0),
+    "min-p 0.05": (1.0, VOCAB, 1.0, 0.05),
+}
+
+
+def bench_sampling(gbs: float) -> Iterator[dict[str, object]]:
+    """`share` is of reading the logits once; torch's own maximum and sort beside it."""
+    for B, (name, spread) in product((1, 64, 256), (("peaked", 4.0), ("flat", 0.01))):
+        size = B * VOCAB * 4
+        inputs = [torch.randn(B, VOCAB, device=DEVICE) * spread for _ in range(turns(size))]
+        rows = torch.arange(B, device=DEVICE, dtype=torch.int32)
+        last = torch.zeros(B, dtype=torch.int64, device=DEVICE)
+        floor = size / gbs / 1e3
+        us = microseconds([lambda x=x: best_tokens(x, rows, last) for x in inputs])
+        yield {"kernel": "sampling", "rows": B, "logits": name, "how": "best_tokens", "us": us,
+               "share": floor / us}  # fmt: skip
+        us = microseconds([lambda x=x: x.sort(dim=-1, descending=True) for x in inputs[:4]], 5)
+        yield {"kernel": "sampling", "rows": B, "logits": name, "how": "torch.sort", "us": us,
+               "share": floor / us}  # fmt: skip
+        for how, numbers in SAMPLINGS.items():
+            table = SamplingTable.greedy(B, DEVICE)
+            table.numbers_RN[:, : len(numbers)] = torch.tensor(numbers, device=DEVICE)
+            table.seed_R.copy_(rows)
+            us = microseconds([lambda x=x: sample_tokens(x, rows, rows, table, last)
+                               for x in inputs])  # fmt: skip
+            yield {"kernel": "sampling", "rows": B, "logits": name, "how": how, "us": us,
+                   "gbs": size / us / 1e3, "share": floor / us}  # fmt: skip
+        del inputs
+        torch.cuda.empty_cache()
+
+
+def bench_penalties(gbs: float) -> Iterator[dict[str, object]]:
+    """Logits, counts and prompt flags are read; one token in a hundred is written."""
+    for B, penalty in product((1, 64, 256), (0.0, 0.5)):
+        counts = (torch.rand(B, VOCAB, device=DEVICE) < 0.01).int()
+        in_prompt = torch.zeros(B, VOCAB, dtype=torch.bool, device=DEVICE)
+        rows = torch.arange(B, device=DEVICE, dtype=torch.int32)
+        size = B * VOCAB * 9 if penalty else 0  # rows without one are not read
+        logits = [torch.randn(B, VOCAB, device=DEVICE) for _ in range(turns(B * VOCAB * 9))]
+        table = SamplingTable.greedy(B, DEVICE)
+        table.numbers_RN[:, FREQUENCY] = penalty
+        us = microseconds([lambda x=x: apply_penalties(x, rows, table, counts, in_prompt)
+                           for x in logits])  # fmt: skip
+        yield {"kernel": "penalties", "rows": B, "frequency": penalty, "us": us,
+               "gbs": size / us / 1e3, "share": size / gbs / 1e3 / us}  # fmt: skip
+        del logits
+        torch.cuda.empty_cache()
+
+
+def bench_gemm(gbs: float) -> Iterator[dict[str, object]]:
+    """Matrix products of many rows, with the weight as it is stored and transposed."""
+    shapes = {name: shape for name, shape in LINEARS.items() if name in LARGE_LINEARS}
+    for M, (name, (O, I)) in product((256, 512, 896, 8192), shapes.items()):  # noqa: E741
+        weights = [torch.randn(O, I, device=DEVICE, dtype=torch.bfloat16) for _ in range(4)]
+        x = torch.randn(M, I, device=DEVICE, dtype=torch.bfloat16)
+        for library in ("cublas", "cublaslt"):
+            torch.backends.cuda.preferred_blas_library(library)
+            for layout, ready in (
+                ("rows", [w.t() for w in weights]),
+                ("columns", [w.t().contiguous() for w in weights]),
+            ):
+                calls = [lambda w=w: torch.mm(x, w) for w in ready] * max(1, 16384 // M // 4)
+                us = microseconds(calls, 10)
+                tflops = 2 * M * O * I / us / 1e6
+                yield {"kernel": "gemm", "M": M, "shape": name, "library": library,
+                       "weight": layout, "us": us, "tflops": tflops}  # fmt: skip
+
+
 BENCHES = {
+    "gemm": bench_gemm,
     "backends": bench_backends,
     "decode_tiles": bench_decode_tiles,
     "gemv": bench_gemv,
     "decode": bench_decode,
     "extend": bench_extend,
     "small": bench_small,
+    "sampling": bench_sampling,
+    "penalties": bench_penalties,
 }
 
 

@@ -5,7 +5,7 @@ token that the step before has left here. Lengths and flags are known to the hos
 are kept there (`*_R` numpy arrays), so nothing ever waits for the device to learn a shape. The
 pages that a step's tokens go to are noted on the device by the step itself (`take_tokens`).
 
-Axes: R rows    P pages of a row    V vocabulary    N numbers a row samples with
+Axes: R rows    P pages of a row    V vocabulary
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgl.kernels.sampling_table import GREEDY, NUMBERS, SamplingTable
 from sgl.messages import LogprobOptions, NewRow, StepPlan
 from sgl.sampling_params import SamplingParams
 
@@ -36,12 +37,10 @@ class RequestTable:
         self.lens_R = np.zeros(max_rows, np.int64)  # tokens with KV, counting the step at hand
         self.num_output_R = np.zeros(max_rows, np.int64)
         self.is_greedy_R = np.ones(max_rows, bool)
-        self.has_filter_R = np.zeros(max_rows, bool)
         self.has_penalty_R = np.zeros(max_rows, bool)
         self.has_bias_R = np.zeros(max_rows, bool)
         self.wants_logprobs_R = np.zeros(max_rows, bool)
         self.min_output_R = np.zeros(max_rows, np.int64)
-        self.sampling: list[SamplingParams] = [SamplingParams()] * max_rows
         self.logprobs: list[LogprobOptions | None] = [None] * max_rows
         self.eos_ids: list[Tensor] = [torch.empty(0, dtype=torch.int64)] * max_rows
         self.biases: list[tuple[Tensor, Tensor] | None] = [None] * max_rows
@@ -49,8 +48,8 @@ class RequestTable:
         self._decode_rows = np.zeros(0, np.int32)  # of the last plan that named them
         self.device_pages_RP = self._on_device(self.pages_RP)
         self.last_token_R = torch.zeros(max_rows + 1, dtype=torch.int64, device=device)
-        self.seed_R = torch.zeros(max_rows, dtype=torch.int64, device=device)
-        self.numbers_RN = torch.zeros(max_rows, len(_NUMBERS), dtype=torch.float32, device=device)
+        self.sampling = SamplingTable.greedy(max_rows + 1, device)
+        self._numbers: list[tuple[float, ...]] = [GREEDY] * max_rows  # those in `sampling`
         self.output_counts_RV: Tensor | None = None
         self.is_in_prompt_RV: Tensor | None = None
 
@@ -74,10 +73,6 @@ class RequestTable:
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
-    def number(self, name: str, rows_B: Tensor) -> Tensor:
-        """One sampling parameter of the given rows, float32 [B, 1]."""
-        return self.numbers_RN[rows_B, _NUMBERS.index(name)].unsqueeze(1)
-
     def _admit(self, new: NewRow) -> None:
         row, sampling = new.row, new.sampling
         self.num_pages_R[row] = 0
@@ -88,11 +83,9 @@ class RequestTable:
             self.device_pages_RP[row, : len(cached)].copy_(self.to_device(cached.copy()))
         self.lens_R[row] = new.num_cached
         self.num_output_R[row] = new.num_output
-        self.sampling[row] = sampling
         self.logprobs[row] = new.logprobs
         self.wants_logprobs_R[row] = new.logprobs is not None
         self.is_greedy_R[row] = sampling.is_greedy
-        self.has_filter_R[row] = sampling.top_k != -1 or sampling.top_p < 1 or sampling.min_p > 0
         self.has_penalty_R[row] = sampling.has_penalty
         self.has_bias_R[row] = bool(sampling.logit_bias)
         self.min_output_R[row] = sampling.min_new_tokens
@@ -102,20 +95,25 @@ class RequestTable:
             ids = np.array(list(sampling.logit_bias), np.int64)
             values = np.array(list(sampling.logit_bias.values()), np.float32)
             self.biases[row] = (self.to_device(ids), self.to_device(values))
-        if sampling.has_penalty or not sampling.is_greedy:
-            self._set_numbers(row, sampling, new.seed)
+        self._set_numbers(row, sampling)
+        if not sampling.is_greedy:
+            self.sampling.seed_R[row].fill_(new.seed)
         if sampling.has_penalty:
             self._count_tokens(row, new)
 
-    def _set_numbers(self, row: int, sampling: SamplingParams, seed: int) -> None:
+    def _set_numbers(self, row: int, sampling: SamplingParams) -> None:
         top_k = self.vocab_size if sampling.top_k == -1 else min(sampling.top_k, self.vocab_size)
-        numbers = [top_k if name == "top_k" else getattr(sampling, name) for name in _NUMBERS]
-        self.seed_R[row].fill_(seed)
-        self.numbers_RN[row] = self.to_device(np.array(numbers, np.float32))
+        chosen = {"top_k": float(top_k)}
+        if sampling.is_greedy:
+            chosen = {"temperature": 1.0, "top_k": 1.0, "top_p": 1.0, "min_p": 0.0}
+        numbers = tuple(float(chosen.get(name, getattr(sampling, name))) for name in NUMBERS)
+        if numbers != self._numbers[row]:
+            self._numbers[row] = numbers
+            self.sampling.numbers_RN[row] = self.to_device(np.array(numbers, np.float32))
 
     def _count_tokens(self, row: int, new: NewRow) -> None:
         if self.output_counts_RV is None or self.is_in_prompt_RV is None:
-            shape = (len(self.sampling), self.vocab_size)
+            shape = (self.padding_row, self.vocab_size)
             self.output_counts_RV = torch.zeros(shape, dtype=torch.int32, device=self.device)
             self.is_in_prompt_RV = torch.zeros(shape, dtype=torch.bool, device=self.device)
         output_ids = self._ids(new.output_ids)
@@ -139,14 +137,3 @@ class RequestTable:
     def _on_device(self, array: np.ndarray) -> Tensor:
         """On the CPU the device's table is the host's memory; elsewhere a copy kept in step."""
         return torch.from_numpy(array).to(self.device)
-
-
-_NUMBERS = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "frequency_penalty",
-    "presence_penalty",
-    "repetition_penalty",
-)

@@ -19,7 +19,6 @@ from sgl.execution.request_table import RequestTable
 from sgl.execution.sampler import Sampler
 from sgl.execution.step_layout import StepLayout
 from sgl.kernels.collectives import TensorParallel
-from sgl.kernels.step_tokens import best_tokens
 from sgl.messages import Chunk, Logprobs, RowLogprobs, StepPlan, StepResult, pack
 from sgl.models.batch import CausalLM
 
@@ -83,7 +82,8 @@ class Runner:
         batch = ForwardBatch(device_inputs_4T, table, self.attention)
         self.attention.plan(layout, table, device_inputs_4T)
         logits_BV = self.model.logits(self.model.hidden(batch)[-num_sampled:])
-        best_tokens(logits_BV, device_inputs_4T[0, : len(logits_BV)], table.last_token_R)
+        rows_B, positions_B = device_inputs_4T[:2, : len(logits_BV)]
+        self.sampler.warm_up(logits_BV, rows_B, positions_B)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepOutput:
@@ -152,7 +152,7 @@ class Runner:
             return torch.empty(0, dtype=torch.int64, device=hidden_TD.device), {}
         last_tokens = self.table.to_device(layout.token_ends[sampled] - 1)
         logits_BV = self.model.logits(hidden_TD[last_tokens])
-        return self._sample_logits(logits_BV, layout.rows_B[sampled], sampled)
+        return self._sample_logits(logits_BV, layout, sampled)
 
     def _sample_recorded(
         self, logits_BV: Tensor, ids_B: Tensor, layout: StepLayout
@@ -165,18 +165,19 @@ class Runner:
         if self.sampler.is_plain(rows_B) and not self.table.wants_logprobs_R[rows_B].any():
             self.sampler.count(rows_B)
             return ids_B, {}
-        return self._sample_logits(logits_BV, rows_B, np.arange(len(rows_B)))
+        return self._sample_logits(logits_BV, layout, np.arange(len(rows_B)))
 
     def _sample_logits(
-        self, logits_BV: Tensor, rows_B: np.ndarray, sampled: np.ndarray
+        self, logits_BV: Tensor, layout: StepLayout, sampled: np.ndarray
     ) -> tuple[Tensor, dict[int, Logprobs]]:
+        rows_B, positions_B = layout.rows_B[sampled], layout.kv_lens_B[sampled] - 1
         if self.tp.rank != 0:
             ids_B = torch.empty(len(rows_B), dtype=torch.int64, device=logits_BV.device)
             self.sampler.take(self.tp.broadcast(ids_B), rows_B)
             return ids_B, {}
         wanted = np.flatnonzero(self.table.wants_logprobs_R[rows_B])
         raw_logits = logits_BV[self.table.to_device(wanted)] if len(wanted) else None
-        ids_B = self.tp.broadcast(self.sampler.sample(logits_BV, rows_B))
+        ids_B = self.tp.broadcast(self.sampler.sample(logits_BV, rows_B, positions_B))
         if raw_logits is None:
             return ids_B, {}
         return ids_B, {

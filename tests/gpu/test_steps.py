@@ -10,6 +10,7 @@ import pytest
 import tiny_models
 import torch
 
+from sgl.execution import sampler
 from sgl.execution.attention.torch_attention import TorchAttention
 from sgl.execution.kv_cache import KvCache
 from sgl.execution.request_table import RequestTable
@@ -205,8 +206,11 @@ def waits_are_errors(device: str) -> Iterator[None]:
             torch.cuda.set_sync_debug_mode("default")
 
 
-def replace_copies(monkeypatch) -> None:
-    """Copies to a device without data, and from it."""
+def replace_what_needs_data(monkeypatch) -> None:
+    """Copies to a device without data, and from it; and what is a kernel on every real one."""
+    monkeypatch.setattr(sampler, "apply_penalties", lambda *_: None)
+    monkeypatch.setattr(sampler, "count_tokens", lambda *_: None)
+    monkeypatch.setattr(sampler, "sample_tokens", lambda logits, *_: logits.argmax(dim=-1))
     monkeypatch.setattr(RequestTable, "to_device", lambda _, array: torch.tensor(array).to("meta"))
     monkeypatch.setattr(
         Runner, "_output", lambda _, step, ids, rows: StepOutput(step, torch.zeros(len(ids)), rows)
@@ -229,7 +233,7 @@ def replace_copies(monkeypatch) -> None:
 )
 def test_no_step_waits_for_the_device(fields, device, tmp_path, monkeypatch):
     if device == "meta":
-        replace_copies(monkeypatch)
+        replace_what_needs_data(monkeypatch)
     bench = Bench(tmp_path / "model", device)
     sampling = SamplingParams(**fields)
 
