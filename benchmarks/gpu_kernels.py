@@ -205,7 +205,7 @@ def bench_decode_tiles(gbs: float) -> Iterator[dict[str, object]]:
     """Which tile suits the decode kernel."""
     num_cores = torch.cuda.get_device_properties(DEVICE).multi_processor_count
     for (B, length), (H, K, E) in product(
-        ((1, 256), (64, 256), (64, 1024), (256, 512)), ((32, 8, 128), (32, 8, 64))
+        ((64, 256), (64, 1024), (896, 640)), ((32, 8, 128), (32, 8, 64))
     ):
         num_slots = B * length
         caches = [

@@ -9,13 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def embed(token_ids_T: Tensor, table_VD: Tensor, first: int, num: int) -> Tensor:
-    """The row of each token [T, D]; zeros for ids not in first … first + num, which others hold."""
+def embed(token_ids_T: Tensor, table_VD: Tensor, first: int, num: int, total: int) -> Tensor:
+    """The row of each token [T, D]; zeros for ids not in first … first + num, which others hold.
+
+    total  rows that all ranks hold together
+    """
     if token_ids_T.device.type == "cuda":
         from sgl.kernels import triton_embedding
 
         return triton_embedding.embed(token_ids_T, table_VD, first, num)
-    if num == len(table_VD):
+    if num == total:
         return F.embedding(token_ids_T, table_VD)
     return embed_reference(token_ids_T, table_VD, first, num)
 

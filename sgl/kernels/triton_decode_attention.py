@@ -26,8 +26,10 @@ import triton.language as tl
 from torch import Tensor
 
 from sgl.kernels.pdl import launch_options
+from sgl.kernels.triton_attend_keys import attend_keys, matching
 
 MAX_SPLITS = 32
+HEADS_FIRST = False
 PREFIX_TILE_ROWS = 64
 PROGRAMS_PER_CORE = 4  # so many fit on a multiprocessor and hide each other's waits
 
@@ -60,13 +62,18 @@ def _attend_kernel(
     NUM_PREFIX_SPLITS: tl.constexpr,
     HAS_SOFT_CAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    HEADS_FIRST: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
     if USE_PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    b = tl.program_id(0)
-    k = tl.program_id(1)
+    if HEADS_FIRST:
+        k = tl.program_id(0)
+        b = tl.program_id(1)
+    else:
+        b = tl.program_id(0)
+        k = tl.program_id(1)
     split = tl.program_id(2)
     row = tl.load(rows + b).to(tl.int64)
     kv_len = tl.load(positions + b).to(tl.int32) + 1
@@ -84,29 +91,16 @@ def _attend_kernel(
     is_head = (g < G)[:, None] & (e < E)[None, :]
     heads = (k * G + g)[:, None] * E + e[None, :]
     q_GE = tl.load(q + b.to(tl.int64) * q_row_len + heads, mask=is_head, other=0.0)
+    q_GE = matching(q_GE, keys)
     best_G = tl.full([BLOCK_G], float("-inf"), tl.float32)
     sum_G = tl.zeros([BLOCK_G], tl.float32)
     acc_GE = tl.zeros([BLOCK_G, BLOCK_E], tl.float32)
-    for start in range(begin, end, BLOCK_L):
-        n = start + tl.arange(0, BLOCK_L)
-        is_key = n < end
-        page = tl.load(pages + row * page_row_len + n // PAGE_SIZE, mask=is_key, other=0)
-        slot = page.to(tl.int64) * PAGE_SIZE + n % PAGE_SIZE
-        at = slot[:, None] * (K * E) + k * E + e[None, :]
-        is_real = is_key[:, None] & (e < E)[None, :]
-        k_LE = tl.load(keys + at, mask=is_real, other=0.0).to(q_GE.dtype)
-        v_LE = tl.load(values + at, mask=is_real, other=0.0).to(q_GE.dtype)
-        scores_GL = tl.dot(q_GE, tl.trans(k_LE), input_precision="ieee") * scale
-        if HAS_SOFT_CAP:  # soft_cap * tanh(score / soft_cap)
-            scores_GL = soft_cap * (2 * tl.sigmoid(2 * scores_GL / soft_cap) - 1)
-        scores_GL = tl.where(is_key[None, :], scores_GL * 1.4426950408889634, float("-inf"))
-        new_best_G = tl.maximum(best_G, tl.max(scores_GL, axis=1))
-        weights_GL = tl.exp2(scores_GL - new_best_G[:, None])
-        fade_G = tl.exp2(best_G - new_best_G)
-        sum_G = sum_G * fade_G + tl.sum(weights_GL, axis=1)
-        acc_GE = acc_GE * fade_G[:, None]
-        acc_GE += tl.dot(weights_GL.to(q_GE.dtype), v_LE, input_precision="ieee")
-        best_G = new_best_G
+    last_G = tl.zeros([BLOCK_G], tl.int32) + (end - 1)
+    acc_GE, best_G, sum_G = attend_keys(
+        (acc_GE, best_G, sum_G), q_GE, last_G, begin, end, keys + k * E, values + k * E,
+        pages + row * page_row_len, scale, soft_cap, 0, PAGE_SIZE, K * E, E, BLOCK_E,
+        BLOCK_L, HAS_SOFT_CAP, False, True,
+    )  # fmt: skip
 
     o_GE = acc_GE / tl.maximum(sum_G, 1e-30)[:, None]
     NUM_PARTS: tl.constexpr = NUM_SPLITS + NUM_PREFIX_SPLITS
@@ -175,30 +169,16 @@ def _attend_prefix_kernel(
     b_M = tl.load(block + 2 + r // G, mask=is_row, other=0).to(tl.int64)
     head_M = k * G + r % G
     at_ME = (b_M * q_row_len + head_M * E)[:, None] + e[None, :]
-    q_ME = tl.load(q + at_ME, mask=is_query, other=0.0)
+    q_ME = matching(tl.load(q + at_ME, mask=is_query, other=0.0), keys)
     best_M = tl.full([BLOCK_M], float("-inf"), tl.float32)
     sum_M = tl.zeros([BLOCK_M], tl.float32)
     acc_ME = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
-    for start in range(begin, end, BLOCK_L):
-        n = start + tl.arange(0, BLOCK_L)
-        is_key = n < end
-        page = tl.load(pages + row * page_row_len + n // PAGE_SIZE, mask=is_key, other=0)
-        slot = page.to(tl.int64) * PAGE_SIZE + n % PAGE_SIZE
-        at = slot[:, None] * (K * E) + k * E + e[None, :]
-        is_real = is_key[:, None] & (e < E)[None, :]
-        k_LE = tl.load(keys + at, mask=is_real, other=0.0).to(q_ME.dtype)
-        v_LE = tl.load(values + at, mask=is_real, other=0.0).to(q_ME.dtype)
-        scores_ML = tl.dot(q_ME, tl.trans(k_LE), input_precision="ieee") * scale
-        if HAS_SOFT_CAP:
-            scores_ML = soft_cap * (2 * tl.sigmoid(2 * scores_ML / soft_cap) - 1)
-        scores_ML = tl.where(is_key[None, :], scores_ML * 1.4426950408889634, float("-inf"))
-        new_best_M = tl.maximum(best_M, tl.max(scores_ML, axis=1))
-        weights_ML = tl.exp2(scores_ML - new_best_M[:, None])
-        fade_M = tl.exp2(best_M - new_best_M)
-        sum_M = sum_M * fade_M + tl.sum(weights_ML, axis=1)
-        acc_ME = acc_ME * fade_M[:, None]
-        acc_ME += tl.dot(weights_ML.to(q_ME.dtype), v_LE, input_precision="ieee")
-        best_M = new_best_M
+    last_M = tl.zeros([BLOCK_M], tl.int32) + (end - 1)
+    acc_ME, best_M, sum_M = attend_keys(
+        (acc_ME, best_M, sum_M), q_ME, last_M, begin, end, keys + k * E, values + k * E,
+        pages + row * page_row_len, scale, soft_cap, 0, PAGE_SIZE, K * E, E, BLOCK_E,
+        BLOCK_L, HAS_SOFT_CAP, False, True,
+    )  # fmt: skip
 
     o_ME = acc_ME / tl.maximum(sum_M, 1e-30)[:, None]
     part_M = (b_M * H + head_M) * (FIRST_PART + NUM_SPLITS) + FIRST_PART + split
@@ -317,7 +297,7 @@ def decode_attention(
         "num_stages": num_stages,
         **launch_options(q_BHE.device),
     }
-    _attend_kernel[(B, K, splits)](
+    _attend_kernel[(K, B, splits) if HEADS_FIRST else (B, K, splits)](
         *inputs,
         positions_B,
         prefixes.lens_B if prefixes else positions_B,
@@ -332,6 +312,7 @@ def decode_attention(
         NUM_SPLITS=splits,
         NUM_PREFIX_SPLITS=num_parts - splits,
         HAS_WINDOW=window is not None,
+        HEADS_FIRST=HEADS_FIRST,
         num_warps=num_warps,
         **options,
     )

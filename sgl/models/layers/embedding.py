@@ -31,7 +31,7 @@ class VocabParallelEmbedding(nn.Module):
         self.weight = Weight(data, 0, {None: self.piece})
 
     def forward(self, token_ids_T: Tensor) -> Tensor:
-        return embed(token_ids_T, self.weight, self.piece.first, self.piece.num)
+        return embed(token_ids_T, self.weight, self.piece.first, self.piece.num, self.piece.total)
 
 
 class LMHead(Linear):
