@@ -56,7 +56,9 @@ class Bench:
         attention = make_backend(backend, network.attention_layers, cache)
         recorded = None
         if graphs and is_recordable(attention) and device.type == "cuda":
-            recorded = DecodeGraphs(network, table, attention, sorted({1, 64, max_rows}))
+            recorded = DecodeGraphs(
+                network, table, attention, TensorParallel(), sorted({1, 64, max_rows})
+            )
             recorded.record()
         self.runner = Runner(network, table, attention, TensorParallel(), recorded)
         self.vocab_size = config.vocab_size

@@ -22,7 +22,9 @@ def run(rank: int, size: int, folder: Path) -> dict[str, torch.Tensor]:
     rendezvous = f"file://{folder}/store{size}"
     tp = TensorParallel.join(rank, size, device=CPU, rendezvous=rendezvous, timeout_s=60.0)
     models = sorted(path for path in folder.iterdir() if (path / "config.json").is_file())
-    found = {f"{path.name}/{size}": sequence_logits(loaded(path, tp), TOKEN_IDS) for path in models}
+    found = {}
+    for path in models:
+        found[f"{path.name}/{size}"] = sequence_logits(loaded(path, tp), TOKEN_IDS, tp)
     half = torch.full((2, 3), rank + 1.0, dtype=torch.bfloat16)
     found[f"all_reduce/{size}"] = tp.all_reduce(half)
     found[f"broadcast/{size}"] = tp.broadcast(torch.tensor([rank + 7]), src=size - 1)

@@ -124,6 +124,10 @@ def loaded(path: Path, tp: TensorParallel | None = None, **options: object) -> C
 
 
 @torch.inference_mode()
-def sequence_logits(model: CausalLM, token_ids: Sequence[int]) -> Tensor:
+def sequence_logits(
+    model: CausalLM, token_ids: Sequence[int], tp: TensorParallel | None = None
+) -> Tensor:
     """Logits at every position of one sequence."""
-    return model.logits(model.hidden(DenseBatch.of(model, token_ids)))
+    logits_TV = model.logits(model.hidden(DenseBatch.of(model, token_ids)))
+    whole_TV = (tp or TensorParallel()).all_gather_last(logits_TV)
+    return whole_TV[:, : model.embed_tokens.piece.total].contiguous()

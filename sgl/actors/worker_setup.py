@@ -171,7 +171,7 @@ def _make_runner(
         device,
     )
     attention = make_backend(context.config.attention_backend, model.attention_layers, cache)
-    runner = Runner(model, table, attention, tp, _record(context, model, table, attention))
+    runner = Runner(model, table, attention, tp, _record(context, model, table, attention, tp))
     if device.type == "cuda":
         started = time.monotonic()
         runner.warm_up()
@@ -181,12 +181,16 @@ def _make_runner(
 
 
 def _record(
-    context: Context, model: CausalLM, table: RequestTable, attention: AttentionBackend
+    context: Context,
+    model: CausalLM,
+    table: RequestTable,
+    attention: AttentionBackend,
+    tp: TensorParallel,
 ) -> DecodeGraphs | None:
     sizes = _recorded_sizes(context)
     if not sizes or not is_recordable(attention) or table.device.type != "cuda":
         return None
-    graphs = DecodeGraphs(model, table, attention, sizes)
+    graphs = DecodeGraphs(model, table, attention, tp, sizes)
     graphs.record()
     return graphs
 

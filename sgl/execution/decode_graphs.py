@@ -24,6 +24,7 @@ from sgl.execution.attention import RecordableBackend
 from sgl.execution.forward_batch import ForwardBatch, padded_len
 from sgl.execution.request_table import RequestTable
 from sgl.execution.step_layout import StepLayout
+from sgl.kernels.collectives import TensorParallel
 from sgl.kernels.step_tokens import best_tokens
 from sgl.models.batch import CausalLM
 
@@ -34,7 +35,10 @@ MAX_WASTE = 0.12  # of a filled-up batch, at most
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A graph and where it leaves its results, which the next graph's replay overwrites."""
+    """A graph and where it leaves its results, which the next graph's replay overwrites.
+
+    logits_TV  of this rank's part of the vocabulary
+    """
 
     graph: torch.cuda.CUDAGraph
     logits_TV: Tensor
@@ -45,11 +49,17 @@ class DecodeGraphs:
     """Records at start-up, largest first, so that the smaller graphs fit into the same memory."""
 
     def __init__(
-        self, model: CausalLM, table: RequestTable, attention: RecordableBackend, sizes: list[int]
+        self,
+        model: CausalLM,
+        table: RequestTable,
+        attention: RecordableBackend,
+        tp: TensorParallel,
+        sizes: list[int],
     ) -> None:
         self.model = model
         self.table = table
         self.attention = attention
+        self.tp = tp
         self.sizes = sizes
         self.inputs_4S = table.to_device(self._padding())
         self.recordings: dict[tuple[int, int], Recording] = {}  # by size and variant
@@ -110,7 +120,7 @@ class DecodeGraphs:
         batch = ForwardBatch(inputs_4T, self.table, self.attention)
         self.attention.plan_decode(self.table, inputs_4T, variant)
         logits_TV = self.model.logits(self.model.hidden(batch))
-        return logits_TV, best_tokens(logits_TV, inputs_4T[0], self.table.last_token_R)
+        return logits_TV, best_tokens(logits_TV, inputs_4T[0], self.table.last_token_R, self.tp)
 
     def _padding(self) -> np.ndarray:
         """Inputs of tokens that belong to nobody, for the largest size: int32 [4, S]."""

@@ -19,6 +19,7 @@ from sgl.execution.request_table import RequestTable
 from sgl.execution.sampler import Sampler
 from sgl.execution.step_layout import StepLayout
 from sgl.kernels.collectives import TensorParallel
+from sgl.kernels.step_tokens import best_tokens
 from sgl.messages import Chunk, Logprobs, RowLogprobs, StepPlan, StepResult, pack
 from sgl.models.batch import CausalLM
 
@@ -81,7 +82,7 @@ class Runner:
         device_inputs_4T = table.to_device(inputs_4T)[:, :num_tokens]
         batch = ForwardBatch(device_inputs_4T, table, self.attention)
         self.attention.plan(layout, table, device_inputs_4T)
-        logits_BV = self.model.logits(self.model.hidden(batch)[-num_sampled:])
+        logits_BV = self._logits(self.model.hidden(batch)[-num_sampled:])
         rows_B, positions_B = device_inputs_4T[:2, : len(logits_BV)]
         self.sampler.warm_up(logits_BV, rows_B, positions_B)
 
@@ -152,20 +153,33 @@ class Runner:
             return torch.empty(0, dtype=torch.int64, device=hidden_TD.device), {}
         last_tokens = self.table.to_device(layout.token_ends[sampled] - 1)
         logits_BV = self.model.logits(hidden_TD[last_tokens])
-        return self._sample_logits(logits_BV, layout, sampled)
+        rows_B = layout.rows_B[sampled]
+        if self._takes_best(rows_B):
+            device_rows_B = self.table.to_device(rows_B.astype(np.int32))
+            self.sampler.count(rows_B)
+            return best_tokens(logits_BV, device_rows_B, self.table.last_token_R, self.tp), {}
+        return self._sample_logits(self._whole(logits_BV), layout, sampled)
 
     def _sample_recorded(
         self, logits_BV: Tensor, ids_B: Tensor, layout: StepLayout
     ) -> tuple[Tensor, dict[int, Logprobs]]:
-        """As `_sample` after a recorded step, which has taken the best tokens already.
-
-        All ranks have the same logits, so these need no broadcast.
-        """
+        """As `_sample` after a recorded step, which has taken the best tokens already."""
         rows_B = layout.rows_B
-        if self.sampler.is_plain(rows_B) and not self.table.wants_logprobs_R[rows_B].any():
+        if self._takes_best(rows_B):
             self.sampler.count(rows_B)
             return ids_B, {}
-        return self._sample_logits(logits_BV, layout, np.arange(len(rows_B)))
+        return self._sample_logits(self._whole(logits_BV), layout, np.arange(len(rows_B)))
+
+    def _takes_best(self, rows_B: np.ndarray) -> bool:
+        """Whether the rows need no more than their best tokens, on which all ranks agree."""
+        return self.sampler.is_plain(rows_B) and not self.table.wants_logprobs_R[rows_B].any()
+
+    def _logits(self, hidden_BD: Tensor) -> Tensor:
+        return self._whole(self.model.logits(hidden_BD))
+
+    def _whole(self, logits_BV: Tensor) -> Tensor:
+        """Logits of the whole vocabulary, from those of this rank's part of it."""
+        return self.tp.all_gather_last(logits_BV)[:, : self.table.vocab_size].contiguous()
 
     def _sample_logits(
         self, logits_BV: Tensor, layout: StepLayout, sampled: np.ndarray
@@ -210,7 +224,7 @@ class Runner:
                 hidden_TD[begin : begin + len(next_ids)],
                 self.table.to_device(next_ids),
                 options,
-                self.model.logits,
+                self._logits,
             )
         return reports
 

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sgl.kernels.collectives import TensorParallel
 from sgl.kernels.pdl import launch_options
 
 BLOCK_T = 128
@@ -43,9 +44,9 @@ def _take_tokens_kernel(
 @triton.jit
 def _best_of_part_kernel(
     logits,  # [B, V]
-    best,  # [B, X]
-    best_ids,  # [B, X]
+    best,  # [B, X]: the largest logit of a part, and its id in the lower half of the word
     V,
+    first_id,
     NUM_PARTS: tl.constexpr,
     BLOCK_V: tl.constexpr,
     USE_PDL: tl.constexpr,
@@ -59,15 +60,14 @@ def _best_of_part_kernel(
     x = tl.load(logits + row * V + v, mask=v < V, other=float("-inf")).to(tl.float32)
     x = tl.where(x == x, x, float("inf"))  # what is not a number wins, and is seen to be infinite
     value = tl.max(x, axis=0)
-    tl.store(best + row * NUM_PARTS + part, value)
-    index = tl.min(tl.where(x == value, v, 0x7FFFFFFF), axis=0)
-    tl.store(best_ids + row * NUM_PARTS + part, index)
+    index = first_id + tl.min(tl.where(x == value, v, 0x7FFFFFFF), axis=0)
+    bits = value.to(tl.int32, bitcast=True).to(tl.int64)
+    tl.store(best + row * NUM_PARTS + part, (bits << 32) | index.to(tl.int64))
 
 
 @triton.jit
 def _best_of_all_kernel(
-    best,  # [B, X]
-    best_ids,  # [B, X]
+    best,  # [B, X], of all ranks
     token_ids,  # [B]
     rows,  # [B]
     last_token,  # [R]
@@ -81,8 +81,10 @@ def _best_of_all_kernel(
     row = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, BLOCK_X)
     is_real = part < NUM_PARTS
-    x = tl.load(best + row * NUM_PARTS + part, mask=is_real, other=float("-inf"))
-    ids = tl.load(best_ids + row * NUM_PARTS + part, mask=is_real, other=0x7FFFFFFF)
+    word = tl.load(best + row * NUM_PARTS + part, mask=is_real, other=0)
+    x = (word >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+    x = tl.where(is_real, x, float("-inf"))
+    ids = tl.where(is_real, word.to(tl.int32), 0x7FFFFFFF)
     value = tl.max(x, axis=0)
     token = tl.min(tl.where(x == value, ids, 0x7FFFFFFF), axis=0)
     is_number = (value < float("inf")) & (value > float("-inf"))
@@ -112,33 +114,33 @@ def take_tokens(
     return token_ids_T
 
 
-def best_tokens(logits_BV: Tensor, rows_B: Tensor, last_token_R: Tensor) -> Tensor:
+def best_tokens(
+    logits_BV: Tensor, rows_B: Tensor, last_token_R: Tensor, tp: TensorParallel
+) -> Tensor:
     B, V = logits_BV.shape
     assert logits_BV.is_contiguous(), "the logits must be contiguous"
     num_parts = triton.cdiv(V, BLOCK_V)
-    best = torch.empty((B, num_parts), dtype=torch.float32, device=logits_BV.device)
-    best_ids = torch.empty((B, num_parts), dtype=torch.int32, device=logits_BV.device)
+    best = torch.empty((B, num_parts), dtype=torch.int64, device=logits_BV.device)
     token_ids_B = torch.empty(B, dtype=torch.int64, device=logits_BV.device)
     if B:
         options = launch_options(logits_BV.device)
         _best_of_part_kernel[(B, num_parts)](
             logits_BV,
             best,
-            best_ids,
             V,
+            tp.rank * V,
             NUM_PARTS=num_parts,
             BLOCK_V=BLOCK_V,
             num_warps=4,
             **options,
         )
         _best_of_all_kernel[(B,)](
-            best,
-            best_ids,
+            tp.all_gather_last(best),
             token_ids_B,
             rows_B,
             last_token_R,
-            NUM_PARTS=num_parts,
-            BLOCK_X=triton.next_power_of_2(num_parts),
+            NUM_PARTS=tp.size * num_parts,
+            BLOCK_X=triton.next_power_of_2(tp.size * num_parts),
             num_warps=1,
             **options,
         )

@@ -67,7 +67,8 @@ class CausalLM(Protocol):
         ...
 
     def logits(self, hidden_BD: Tensor) -> Tensor:
-        """Logits of rows of `hidden`, float32, [B, V], the same on every rank."""
+        """Logits of rows of `hidden`, float32: of this rank's part of the vocabulary, all parts
+        equally long, -inf beyond its end."""
         ...
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...

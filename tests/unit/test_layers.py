@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -144,12 +145,12 @@ def test_the_ranks_embeddings_sum_to_the_whole_embedding():
     assert torch.equal(total, table_VD[token_ids_T])
 
 
-def test_logits_are_float32_and_end_with_the_vocabulary():
+def test_logits_are_float32_and_minus_infinity_beyond_the_vocabulary():
     head = LMHead(100, 4, Placement(TensorParallel(), CPU, torch.bfloat16, PlainFormat()))
     head.get_parameter("weight").load(None, torch.ones(100, 4))
     logits_BV = head(torch.ones(2, 4, dtype=torch.bfloat16))
     assert logits_BV.dtype == torch.float32
-    assert logits_BV.tolist() == [[4.0] * 100] * 2
+    assert logits_BV.tolist() == [[4.0] * 100 + [-inf] * 28] * 2
 
 
 def test_a_norm_keeps_its_weight_in_float32():

@@ -15,6 +15,7 @@ from sgl.kernels import (
     triton_silu_and_mul,
     triton_step_tokens,
 )
+from sgl.kernels.collectives import TensorParallel
 from sgl.kernels.embedding import embed_reference
 from sgl.kernels.linear import linear_reference
 from sgl.kernels.rms_norm import add_rms_norm_reference, rms_norm_reference
@@ -116,7 +117,7 @@ def test_best_tokens(vocab_size):
     logits_BV[4, 0] = float("inf")
     rows_B = torch.tensor([7, 1, 0, 3, 2, 5], dtype=torch.int32, device=DEVICE)
     tables = [torch.full((9,), 55, device=DEVICE) for _ in range(2)]
-    got = triton_step_tokens.best_tokens(logits_BV, rows_B, tables[0])
+    got = triton_step_tokens.best_tokens(logits_BV, rows_B, tables[0], TensorParallel())
     wanted = best_tokens_reference(logits_BV, rows_B, tables[1])
     assert got.tolist() == wanted.tolist()
     assert got[1:5].tolist() == [-1, -1, 1, -1]

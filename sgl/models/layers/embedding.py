@@ -35,13 +35,15 @@ class VocabParallelEmbedding(nn.Module):
 
 
 class LMHead(Linear):
-    """Hidden states to logits in float32, of the whole vocabulary on every rank."""
+    """Hidden states to logits in float32, every rank those of its part of the vocabulary.
+
+    All parts are equally long; what is beyond the vocabulary is -inf.
+    """
 
     def __init__(self, vocab_size: int, hidden_size: int, placement: Placement) -> None:
         piece, num_rows = vocab_piece(vocab_size, placement.tp)
         super().__init__((num_rows, hidden_size), 0, {None: piece}, placement)
-        self.tp = placement.tp
-        self.vocab_size = vocab_size
+        self.num_ids = piece.num
 
     def tie(self, embedding: VocabParallelEmbedding) -> None:
         """Use the embedding's weight."""
@@ -50,4 +52,6 @@ class LMHead(Linear):
 
     def forward(self, x_BD: Tensor) -> Tensor:
         logits_BV = self.format.multiply(self.weights, x_BD, None, torch.float32)
-        return self.tp.all_gather_last(logits_BV)[:, : self.vocab_size].contiguous()
+        if self.num_ids < logits_BV.shape[1]:
+            logits_BV[:, self.num_ids :] = float("-inf")
+        return logits_BV
