@@ -118,9 +118,9 @@ class TensorParallel:
         """Every rank's `x` side by side along the last axis, in rank order."""
         if self.size == 1:
             return x
-        parts = torch.empty((self.size, *x.shape), dtype=x.dtype, device=x.device)
+        parts = torch.empty((self.size * len(x), *x.shape[1:]), dtype=x.dtype, device=x.device)
         dist.all_gather_into_tensor(parts, x.contiguous(), group=self.group)
-        return parts.movedim(0, -2).flatten(-2)
+        return parts.view(self.size, *x.shape).movedim(0, -2).flatten(-2)
 
     def broadcast(self, x: Tensor, src: int = 0) -> Tensor:
         """Rank `src`'s `x`, written into `x` on the others."""
