@@ -120,7 +120,7 @@ class TensorParallel:
             return x
         parts = torch.empty((self.size * len(x), *x.shape[1:]), dtype=x.dtype, device=x.device)
         dist.all_gather_into_tensor(parts, x.contiguous(), group=self.group)
-        return parts.view(self.size, *x.shape).movedim(0, -2).flatten(-2)
+        return parts.view(self.size, *x.shape).movedim(0, -2).flatten(-2).contiguous()
 
     def broadcast(self, x: Tensor, src: int = 0) -> Tensor:
         """Rank `src`'s `x`, written into `x` on the others."""
