@@ -4,7 +4,8 @@
                                └─────────┼─────────┘
                                        merge                  weighted by their sums of exponentials
 
-The query heads of a KV head share a program, so keys and values are read once. How long a request
+The query heads of a KV head share a program, so keys and values are read once. Programs of the same
+request and split start one after the other: the heads of a token lie side by side in memory. How long a request
 is, its program reads from the device: the same launch serves every step of a recorded graph.
 
 A prefix that several requests share is read once for all of them (cascade attention,
@@ -29,7 +30,6 @@ from sgl.kernels.pdl import launch_options
 from sgl.kernels.triton_attend_keys import attend_keys, matching
 
 MAX_SPLITS = 32
-HEADS_FIRST = False
 PREFIX_TILE_ROWS = 64
 PROGRAMS_PER_CORE = 4  # so many fit on a multiprocessor and hide each other's waits
 
@@ -62,18 +62,13 @@ def _attend_kernel(
     NUM_PREFIX_SPLITS: tl.constexpr,
     HAS_SOFT_CAP: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
-    HEADS_FIRST: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
     if USE_PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    if HEADS_FIRST:
-        k = tl.program_id(0)
-        b = tl.program_id(1)
-    else:
-        b = tl.program_id(0)
-        k = tl.program_id(1)
+    k = tl.program_id(0)
+    b = tl.program_id(1)
     split = tl.program_id(2)
     row = tl.load(rows + b).to(tl.int64)
     kv_len = tl.load(positions + b).to(tl.int32) + 1
@@ -238,7 +233,7 @@ def choose_tile(head_dim: int, num_requests: int, splits: int) -> tuple[int, int
     if splits > 8:
         return (32, 2, 2) if head_dim <= 64 else (64, 8, 2)
     if head_dim <= 64:
-        return (128, 4, 2) if num_requests <= 128 else (64, 4, 2)
+        return (128, 4, 2) if num_requests <= 128 else (64, 2, 2)
     return 64, 2, 2
 
 
@@ -297,7 +292,7 @@ def decode_attention(
         "num_stages": num_stages,
         **launch_options(q_BHE.device),
     }
-    _attend_kernel[(K, B, splits) if HEADS_FIRST else (B, K, splits)](
+    _attend_kernel[(K, B, splits)](
         *inputs,
         positions_B,
         prefixes.lens_B if prefixes else positions_B,
@@ -312,7 +307,6 @@ def decode_attention(
         NUM_SPLITS=splits,
         NUM_PREFIX_SPLITS=num_parts - splits,
         HAS_WINDOW=window is not None,
-        HEADS_FIRST=HEADS_FIRST,
         num_warps=num_warps,
         **options,
     )
