@@ -5,8 +5,8 @@
                                        merge                  weighted by their sums of exponentials
 
 The query heads of a KV head share a program, so keys and values are read once. Programs of the same
-request and split start one after the other: the heads of a token lie side by side in memory. How long a request
-is, its program reads from the device: the same launch serves every step of a recorded graph.
+request start one after the other: the heads of a token lie side by side in memory. How long a
+request is, its program reads from the device: the same launch serves every step of a graph.
 
 A prefix that several requests share is read once for all of them (cascade attention,
 https://flashinfer.ai/2024/02/02/cascade-inference.html): programs of its own attend to it with the

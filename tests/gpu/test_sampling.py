@@ -215,7 +215,7 @@ def test_a_recorded_draw_reads_everything_anew():
         logits_BV.copy_(torch.randn(num, REAL_V, generator=generator) * 3)
         inputs_2B[0] = torch.randperm(num, generator=generator)
         inputs_2B[1] = number
-        table.seed_R += 1
+        table.seed_R.add_(1)
         graph.replay()
         wanted = sample_tokens(logits_BV, *inputs_2B, table, torch.zeros_like(last_token_R))
         assert ids_B.tolist() == wanted.tolist()
