@@ -100,6 +100,9 @@ class DenseBatch:
         positions_T = torch.arange(len(token_ids))
         return cls(torch.tensor(token_ids), positions_T, model.attention_layers)
 
+    def kept(self, layer_id: int, x_TD: Tensor) -> Tensor:
+        return x_TD
+
     def attend(self, layer_id: int, qkv_TNE: Tensor, angles: Angles) -> Tensor:
         spec = self.layers[layer_id]
         counts = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)

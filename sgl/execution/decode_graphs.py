@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from sgl.execution.attention import RecordableBackend
-from sgl.execution.forward_batch import ForwardBatch, padded_len
+from sgl.execution.forward_batch import ForwardBatch
 from sgl.execution.request_table import RequestTable
-from sgl.execution.step_layout import StepLayout
+from sgl.execution.step_layout import StepLayout, padded_len
 from sgl.kernels.collectives import TensorParallel
 from sgl.kernels.step_tokens import best_tokens
 from sgl.models.batch import CausalLM

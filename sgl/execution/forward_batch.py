@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sgl.execution.attention import AttentionBackend
 from sgl.execution.request_table import RequestTable
-from sgl.execution.step_layout import StepLayout
+from sgl.execution.step_layout import Outputs, StepLayout, padded_len
 from sgl.kernels.rotary import rotate_and_store
 from sgl.kernels.step_tokens import take_tokens
 from sgl.messages import Chunk
@@ -43,20 +43,26 @@ def step_inputs(
     return inputs_4T
 
 
-def padded_len(num_tokens: int) -> int:
-    """Rows of inputs start 64 bytes apart: kernels are compiled anew for other alignments."""
-    return -(-num_tokens // 16) * 16
-
-
 class ForwardBatch:
     """The inputs of one forward pass; `attend` is the only door to the KV cache.
 
     To be made first: it notes new pages on the device, which `attention.plan` may read there.
+
+    outputs  tokens whose output is wanted, None: all. The last layer stores the KV of the others
+             and computes nothing more for them.
     """
 
-    def __init__(self, inputs_4T: Tensor, table: RequestTable, attention: AttentionBackend) -> None:
+    def __init__(
+        self,
+        inputs_4T: Tensor,
+        table: RequestTable,
+        attention: AttentionBackend,
+        outputs: Outputs | None = None,
+    ) -> None:
         cache = attention.cache
         self.attention = attention
+        self.outputs = outputs
+        self.last_layer = len(cache.keys_SKE) - 1
         self.token_ids_T = take_tokens(
             inputs_4T, table.last_token_R, table.device_pages_RP, cache.page_size
         )
@@ -69,4 +75,12 @@ class ForwardBatch:
         q_THE = rotate_and_store(
             qkv_TNE, *angles, cache.keys_SKE[layer_id], cache.values_SKE[layer_id], self.slots_T
         )
+        if self.outputs is not None and layer_id == self.last_layer:
+            return self.attention.run_outputs(layer_id, q_THE, self.outputs)
         return self.attention.run(layer_id, q_THE)
+
+    def kept(self, layer_id: int, x_TD: Tensor) -> Tensor:
+        """The rows of `x_TD` that are left after the attention of this layer."""
+        if self.outputs is not None and layer_id == self.last_layer:
+            return x_TD.index_select(0, self.outputs.tokens_W)
+        return x_TD

@@ -14,10 +14,10 @@ from torch import Tensor
 from sgl.execution import logprobs
 from sgl.execution.attention import AttentionBackend
 from sgl.execution.decode_graphs import DecodeGraphs
-from sgl.execution.forward_batch import ForwardBatch, padded_len, step_inputs
+from sgl.execution.forward_batch import ForwardBatch, step_inputs
 from sgl.execution.request_table import RequestTable
 from sgl.execution.sampler import Sampler
-from sgl.execution.step_layout import StepLayout
+from sgl.execution.step_layout import Outputs, StepLayout, padded_len
 from sgl.kernels.collectives import TensorParallel
 from sgl.kernels.step_tokens import best_tokens
 from sgl.messages import Chunk, Logprobs, RowLogprobs, StepPlan, StepResult, pack
@@ -79,11 +79,8 @@ class Runner:
         inputs_4T[0] = table.padding_row
         inputs_4T[1, :num_tokens] = layout.positions()
         inputs_4T[2] = cache.padding_page * cache.page_size
-        device_inputs_4T = table.to_device(inputs_4T)[:, :num_tokens]
-        batch = ForwardBatch(device_inputs_4T, table, self.attention)
-        self.attention.plan(layout, table, device_inputs_4T)
-        logits_BV = self._logits(self.model.hidden(batch)[-num_sampled:])
-        rows_B, positions_B = device_inputs_4T[:2, : len(logits_BV)]
+        logits_BV = self._logits(self._hidden(inputs_4T, layout, None)[-num_sampled:])
+        rows_B, positions_B = table.to_device(inputs_4T)[:2, : len(logits_BV)]
         self.sampler.warm_up(logits_BV, rows_B, positions_B)
 
     @torch.inference_mode()
@@ -131,28 +128,39 @@ class Runner:
         """Launch a forward pass; the sampled tokens, and log-probabilities."""
         inputs_4T = step_inputs(chunks, layout, self.table, self.attention.cache.page_size)
         if self.graphs is not None and self.graphs.can_run(layout):
-            logits_BV, ids_B = self.graphs.run(inputs_4T, layout)
-            token_ids, outputs = self._sample_recorded(logits_BV, ids_B, layout)
-            return token_ids, _reports({}, outputs)
-        device_inputs_4T = self.table.to_device(inputs_4T)[:, : layout.num_tokens]
-        batch = ForwardBatch(device_inputs_4T, self.table, self.attention)
-        self.attention.plan(layout, self.table, device_inputs_4T)
-        hidden_TD = self.model.hidden(batch)
-        inputs = self._prompt_logprobs(hidden_TD, layout, chunks)
-        token_ids, outputs = self._sample(hidden_TD, layout, _sampled(chunks, layout))
-        return token_ids, _reports(inputs, outputs)
+            token_ids, found = self._sample_recorded(*self.graphs.run(inputs_4T, layout), layout)
+            return token_ids, _reports({}, found)
+        sampled, of_prompts = _sampled(chunks, layout), {}
+        if any(chunk.logprob_start >= 0 for chunk in chunks):
+            hidden_TD = self._hidden(inputs_4T, layout, None)
+            of_prompts = self._prompt_logprobs(hidden_TD, layout, chunks)
+            hidden_BD = hidden_TD[self.table.to_device(layout.token_ends[sampled] - 1)]
+        else:
+            are_all = len(sampled) == layout.num_tokens
+            outputs = None if are_all else layout.outputs(sampled, self.table)
+            hidden_BD = self._hidden(inputs_4T, layout, outputs)
+        token_ids, of_tokens = self._sample(hidden_BD, layout, sampled)
+        return token_ids, _reports(of_prompts, of_tokens)
+
+    def _hidden(
+        self, host_inputs_4T: np.ndarray, layout: StepLayout, outputs: Outputs | None
+    ) -> Tensor:
+        """The model's output for these tokens, or all."""
+        inputs_4T = self.table.to_device(host_inputs_4T)[:, : layout.num_tokens]
+        batch = ForwardBatch(inputs_4T, self.table, self.attention, outputs)
+        self.attention.plan(layout, self.table, inputs_4T)
+        return self.model.hidden(batch)
 
     def _sample(
-        self, hidden_TD: Tensor, layout: StepLayout, sampled: np.ndarray
+        self, hidden_BD: Tensor, layout: StepLayout, sampled: np.ndarray
     ) -> tuple[Tensor, dict[int, Logprobs]]:
         """Tokens of the sampled requests, and log-probabilities by the request's index.
 
         Rank 0 draws the tokens for all, so ranks cannot diverge.
         """
         if not len(sampled):
-            return torch.empty(0, dtype=torch.int64, device=hidden_TD.device), {}
-        last_tokens = self.table.to_device(layout.token_ends[sampled] - 1)
-        logits_BV = self.model.logits(hidden_TD[last_tokens])
+            return torch.empty(0, dtype=torch.int64, device=hidden_BD.device), {}
+        logits_BV = self.model.logits(hidden_BD)
         rows_B = layout.rows_B[sampled]
         if self._takes_best(rows_B):
             device_rows_B = self.table.to_device(rows_B.astype(np.int32))

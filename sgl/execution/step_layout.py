@@ -8,9 +8,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from sgl.execution.request_table import RequestTable
 from sgl.messages import StepPlan
+
+
+def padded_len(num_tokens: int) -> int:
+    """Rows of inputs start 64 bytes apart: kernels are compiled anew for other alignments."""
+    return -(-num_tokens // 16) * 16
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Tokens of a step whose output is wanted, the newest of each of W requests; on the device.
+
+    tokens_W   which of the T they are
+    rows_W, positions_W   row of the request table and position of each
+    """
+
+    tokens_W: Tensor
+    rows_W: Tensor
+    positions_W: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +62,15 @@ class StepLayout:
         num_decodes = min(max(self.num_decodes - begin, 0), end - begin)
         lens = self.query_lens_B[begin:end], self.kv_lens_B[begin:end]
         return StepLayout(self.rows_B[begin:end], *lens, num_decodes)
+
+    def outputs(self, requests_W: np.ndarray, table: RequestTable) -> Outputs:
+        """The newest tokens of some requests of the step."""
+        num = len(requests_W)
+        host_3W = np.zeros((3, padded_len(num)), np.int32)
+        host_3W[0, :num] = self.token_ends[requests_W] - 1
+        host_3W[1, :num] = self.rows_B[requests_W]
+        host_3W[2, :num] = self.kv_lens_B[requests_W] - 1
+        return Outputs(*table.to_device(host_3W)[:, :num])
 
     @property
     def num_tokens(self) -> int:

@@ -48,8 +48,13 @@ class Batch(Protocol):
     def attend(self, layer_id: int, qkv_TNE: Tensor, angles: Angles) -> Tensor:
         """Turn queries and keys by their positions, store keys and values, attend: [T, H, E].
 
-        `qkv_TNE` holds the heads of queries, keys and values side by side, and is used up.
+        `qkv_TNE` holds the heads of queries, keys and values side by side, and is used up. After
+        the last layer's attention only those of the T tokens are left whose output is wanted.
         """
+        ...
+
+    def kept(self, layer_id: int, x_TD: Tensor) -> Tensor:
+        """The rows of `x_TD` that are left after the attention of this layer."""
         ...
 
 
@@ -63,7 +68,7 @@ class CausalLM(Protocol):
     attention_layers: list[AttentionSpec]
 
     def hidden(self, batch: Batch) -> Tensor:
-        """The last layer's normed output for all tokens: [T, D]."""
+        """The last layer's normed output for the tokens whose output is wanted: [T, D]."""
         ...
 
     def logits(self, hidden_BD: Tensor) -> Tensor:

@@ -78,10 +78,14 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_eps, placement)
         self.mlp = MLP(config, placement)
 
-    def forward(self, stream_TD: Tensor, delta_TD: Tensor, angles: Angles, batch: Batch) -> Tensor:
+    def forward(
+        self, stream_TD: Tensor, delta_TD: Tensor, angles: Angles, batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream, and what is to be added to it."""
         x_TD = self.input_layernorm.add(stream_TD, delta_TD)
         delta_TD = self.self_attn(x_TD, angles, batch)
-        return self.mlp(self.post_attention_layernorm.add(stream_TD, delta_TD))
+        stream_TD = batch.kept(self.self_attn.layer_id, stream_TD)
+        return stream_TD, self.mlp(self.post_attention_layernorm.add(stream_TD, delta_TD))
 
 
 class Llama(nn.Module):
@@ -114,7 +118,7 @@ class Llama(nn.Module):
         stream_TD = torch.zeros_like(delta_TD)
         angles = self.rotary(batch.positions_T)
         for layer in self.layers:
-            delta_TD = layer(stream_TD, delta_TD, angles, batch)
+            stream_TD, delta_TD = layer(stream_TD, delta_TD, angles, batch)
         return self.norm.add(stream_TD, delta_TD)
 
     def logits(self, hidden_BD: Tensor) -> Tensor:

@@ -183,6 +183,11 @@ def run(bench: Bench, make_backend, dtype) -> tuple[AttentionBackend, float]:
     found_THE = batch.attend(0, qkv_TNE, Angles(*angles))
 
     ends = layout.token_ends
+    newest = layout.outputs(np.arange(len(ends)), bench.table)
+    newest_WHE = attention.run_outputs(0, q_THE, newest)
+    torch.testing.assert_close(
+        newest_WHE, found_THE[ends - 1], atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype]
+    )
     wanted_THE = torch.cat(
         [
             bench.dense(int(row), q_THE[end - num : end])

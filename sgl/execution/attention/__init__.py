@@ -8,11 +8,12 @@ from torch import Tensor
 
 from sgl.execution.kv_cache import KvCache
 from sgl.execution.request_table import RequestTable
-from sgl.execution.step_layout import StepLayout
+from sgl.execution.step_layout import Outputs, StepLayout
 
 
 class AttentionBackend(Protocol):
     """Axes: T tokens of the step    B requests of the step    H query heads    E head size
+          W tokens whose output is wanted
 
     inputs_4T  the step's tokens on the device: their rows, positions, slots and ids
     """
@@ -24,6 +25,9 @@ class AttentionBackend(Protocol):
 
     def run(self, layer_id: int, q_THE: Tensor) -> Tensor:
         """Attend causally from every token to its request's KV, which is stored already."""
+
+    def run_outputs(self, layer_id: int, q_THE: Tensor, outputs: Outputs) -> Tensor:
+        """As `run`, but for these tokens alone: [W, H, E]."""
 
 
 class RecordableBackend(AttentionBackend, Protocol):

@@ -31,7 +31,7 @@ from sgl.execution.attention.flashinfer_kernels import (
 )
 from sgl.execution.kv_cache import KvCache
 from sgl.execution.request_table import RequestTable
-from sgl.execution.step_layout import StepLayout
+from sgl.execution.step_layout import Outputs, StepLayout
 from sgl.kernels.multiprocessors import num_cores
 from sgl.kernels.page_lists import PageLists, write_page_lists
 from sgl.models.batch import AttentionSpec
@@ -120,6 +120,9 @@ class FlashinferAttention:
         if num < len(q_THE):
             kernels.prefill.run(q_THE[num:], paged, out_THE[num:])
         return out_THE
+
+    def run_outputs(self, layer_id: int, q_THE: Tensor, outputs: Outputs) -> Tensor:
+        return self.run(layer_id, q_THE).index_select(0, outputs.tokens_W)
 
     def _list_pages(self, layout: StepLayout, table: RequestTable) -> Tensor:
         """The pages of all requests of a step that is not recorded, int32 [N]."""

@@ -21,7 +21,7 @@ from sgl.execution.attention.gathered_keys import SPARE_TOKENS, GatheredKeys
 from sgl.execution.attention.shared_prefix import Cluster, find_clusters
 from sgl.execution.kv_cache import KvCache
 from sgl.execution.request_table import RequestTable
-from sgl.execution.step_layout import StepLayout
+from sgl.execution.step_layout import Outputs, StepLayout
 from sgl.kernels.attention import (
     MASK_ALIGNMENT,
     attention,
@@ -84,6 +84,9 @@ class TorchAttention:
                 o_nHE, tokens_n = o_nHE[piece.valid], tokens_n[piece.valid]
             o_THE.index_copy_(0, tokens_n, o_nHE)
         return o_THE
+
+    def run_outputs(self, layer_id: int, q_THE: Tensor, outputs: Outputs) -> Tensor:
+        return self.run(layer_id, q_THE).index_select(0, outputs.tokens_W)
 
     def _attend(self, layer_id: int, piece: Piece, q_THE: Tensor) -> Tensor:
         """The piece's outputs [b * Q, H, E]."""

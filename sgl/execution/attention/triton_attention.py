@@ -11,7 +11,7 @@ from torch import Tensor
 from sgl.execution.attention.prefix_blocks import PrefixBlocks
 from sgl.execution.kv_cache import KvCache
 from sgl.execution.request_table import RequestTable
-from sgl.execution.step_layout import StepLayout
+from sgl.execution.step_layout import Outputs, StepLayout
 from sgl.kernels.multiprocessors import num_cores
 from sgl.kernels.triton_decode_attention import (
     SharedPrefixes,
@@ -122,6 +122,27 @@ class TritonAttention:
                 tile=self.tile,
             )
         return out_THE
+
+    def run_outputs(self, layer_id: int, q_THE: Tensor, outputs: Outputs) -> Tensor:
+        """One query a request: whatever the step is, these are decodes."""
+        spec, q_WHE = self.layers[layer_id], q_THE.index_select(0, outputs.tokens_W)
+        out_WHE = torch.empty_like(q_WHE)
+        if len(q_WHE):
+            decode_attention(
+                q_WHE,
+                self.cache.keys_SKE[layer_id],
+                self.cache.values_SKE[layer_id],
+                self.pages_RP,
+                outputs.rows_W,
+                outputs.positions_W,
+                out_WHE,
+                page_size=self.cache.page_size,
+                scale=spec.scale,
+                window=spec.window,
+                soft_cap=spec.soft_cap,
+                splits=num_splits(len(q_WHE), spec.num_kv_heads, self.num_cores),
+            )
+        return out_WHE
 
     def _plan_decodes(self, table: RequestTable, inputs_4T: Tensor, num_decodes: int) -> None:
         self.pages_RP = table.device_pages_RP
