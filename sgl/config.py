@@ -183,6 +183,12 @@ class ServerConfig:
         low=-1,
     )
     max_prefill_tokens: int = flag("upper bound of --chunked-prefill-size", default=16384, low=1)
+    min_prefill_tokens: int | None = flag(
+        "prompt tokens of a step with running streams, while few wait: more make streams pause "
+        "longer, as many as --chunked-prefill-size ignore them",
+        default_text="on cuda 160, on the CPU 128",
+        low=1,
+    )
     page_size: int = flag("tokens of a page of the KV cache", default=1, low=1, high=1024)
     kv_cache_dtype: str = flag(
         "number format of the KV cache; 8 bits hold twice as many tokens, less exactly",
@@ -313,6 +319,7 @@ class ServerConfig:
             max_total_tokens=self.max_total_tokens or (None if on_cuda else 131072),
             max_running_requests=self.max_running_requests or (1024 if on_cuda else 32),
             max_step_tokens=min(step_tokens, self.max_prefill_tokens),
+            min_prefill_tokens=self.min_prefill_tokens or (160 if on_cuda else 128),
             num_cpu_threads=self.num_cpu_threads or max(1, num_cores // self.tp_size),
         )
 
@@ -323,12 +330,14 @@ class DeviceLimits:
 
     max_total_tokens  None: as many as fit
     max_step_tokens   prompt tokens of one step
+    min_prefill_tokens   of a step with decodes, while few wait
     """
 
     mem_fraction_static: float
     max_total_tokens: int | None
     max_running_requests: int
     max_step_tokens: int
+    min_prefill_tokens: int
     num_cpu_threads: int
 
 

@@ -40,8 +40,9 @@ from sgl.messages import (
     WorkerReady,
     WorkerToScheduler,
 )
-from sgl.scheduling.batcher import Batcher, Limits
+from sgl.scheduling.batcher import Batcher
 from sgl.scheduling.kv_store import KvStore
+from sgl.scheduling.limits import Limits
 from sgl.scheduling.policy import Policy
 
 logger = logging.getLogger(__name__)
@@ -258,6 +259,7 @@ def _make_batcher(context: Context, eos_ids: frozenset[int], num_pages: int) -> 
         KvStore(num_pages, config.page_size, is_cached=not config.disable_radix_cache),
         Limits(
             max_step_tokens=limits.max_step_tokens,
+            min_prompt_tokens=limits.min_prefill_tokens,
             max_rows=limits.max_running_requests,
             max_total_len=min(context.context_len, max_tokens),
             max_in_flight=1 if config.disable_overlap_schedule else 2,

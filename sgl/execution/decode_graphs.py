@@ -61,7 +61,8 @@ class DecodeGraphs:
         self.attention = attention
         self.tp = tp
         self.sizes = sizes
-        self.inputs_4S = table.to_device(self._padding())
+        self.padding_4S = self._padding()
+        self.inputs_4S = table.to_device(self.padding_4S)
         self.recordings: dict[tuple[int, int], Recording] = {}  # by size and variant
 
     def can_run(self, layout: StepLayout) -> bool:
@@ -95,7 +96,7 @@ class DecodeGraphs:
         num = layout.num_tokens
         size = next(size for size in self.sizes if size >= num)
         variant = self.attention.choose_variant(layout, self.table, size)
-        filled_4S = self._padding()
+        filled_4S = self.padding_4S.copy()
         filled_4S[:, :num] = inputs_4B[:, :num]
         pinned_4S = torch.from_numpy(filled_4S).pin_memory()
         self.inputs_4S.copy_(pinned_4S, non_blocking=True)

@@ -33,25 +33,9 @@ from sgl.messages import (
 )
 from sgl.scheduling.admission import Admission
 from sgl.scheduling.kv_store import KvStore
+from sgl.scheduling.limits import Limits
 from sgl.scheduling.policy import Policy, order
 from sgl.scheduling.request import Request
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """What a batcher may use.
-
-    max_step_tokens  prefill tokens a step may hold (decodes count against it, prefill gets at
-                     least a quarter)
-    max_rows         requests that run at the same time
-    max_total_len    prompt and answer of one request together
-    max_in_flight    steps planned ahead of their results: 2 overlaps scheduling with the device
-    """
-
-    max_step_tokens: int
-    max_rows: int
-    max_total_len: int
-    max_in_flight: int = 2
 
 
 @dataclass(slots=True)
@@ -112,6 +96,7 @@ class Batcher:
         self.running: list[Request] = []
         self.in_flight: deque[Step] = deque()
         self.totals = Totals()
+        self._num_waiting_tokens = 0
         self._free_rows = list(range(limits.max_rows))
         self._released_rows: list[int] = []
         self._last_decode_rows = b""
@@ -136,6 +121,7 @@ class Batcher:
         self._num_arrived += 1
         self.requests[request.request_id] = request
         self.waiting.append(request)
+        self._num_waiting_tokens += request.prompt_len
 
     def end(self, request_id: RequestId, finish: Finish) -> TokenDelta | None:
         """End a request in whatever state it is; None if there is no such request."""
@@ -206,6 +192,7 @@ class Batcher:
         assert len(self.requests) == len(self.waiting) + len(self.running)
         rows = [request.row for request in self.running]
         assert sorted(rows + self._free_rows) == list(range(self.limits.max_rows))
+        assert self._num_waiting_tokens == sum(request.prompt_len for request in self.waiting)
 
     def _plan_decodes(self) -> tuple[list[Request], list[Request], Int32Bytes]:
         """The requests that decode, those of them that get a page for it, and these pages."""
@@ -226,10 +213,11 @@ class Batcher:
         return decodes, needing, pages.tobytes()
 
     def _plan_chunks(self, step: Step, admitted: list[NewRow], num_decodes: int) -> Iterator[Chunk]:
-        """Prefill in what the decodes left of the step: first what was begun, then new requests."""
-        limit = self.limits.max_step_tokens
-        budget = max(limit - num_decodes, limit // 4, 1)
-        for request in [request for request in self.running if request.is_prefilling]:
+        """Prefill in what is left beside the decodes: first what was begun, then new requests."""
+        begun = [request for request in self.running if request.is_prefilling]
+        rest = sum(len(request.token_ids) - request.num_planned for request in begun)
+        budget = self.limits.prompt_tokens(num_decodes, self._num_waiting_tokens + rest)
+        for request in begun:
             if budget <= 0:
                 return
             if chunk := self._chunk(step, request, budget):
@@ -265,6 +253,7 @@ class Batcher:
 
     def _admit(self, request: Request) -> NewRow:
         self.waiting.remove(request)
+        self._num_waiting_tokens -= request.prompt_len
         self.running.append(request)
         request.row = heappop(self._free_rows)
         request.is_prefilling = True
@@ -376,6 +365,7 @@ class Batcher:
         self.store.release(victim)
         victim.num_retractions += 1
         self.waiting.insert(0, victim)
+        self._num_waiting_tokens += victim.prompt_len
         self.totals.num_retractions += 1
         self.admission.tighten(self.running)
         return True
@@ -391,6 +381,7 @@ class Batcher:
             self._give_row(request)
         else:
             self.waiting.remove(request)
+            self._num_waiting_tokens -= request.prompt_len
         self.store.release(request)
 
     def _give_row(self, request: Request) -> None:

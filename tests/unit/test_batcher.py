@@ -11,8 +11,9 @@ from fake_worker import VOCAB, FakeWorker, expected_output
 from sgl.errors import PromptTooLongError
 from sgl.messages import Finish, Generate, StepResult, pack, unpack
 from sgl.sampling_params import SamplingParams
-from sgl.scheduling.batcher import Batcher, Limits
+from sgl.scheduling.batcher import Batcher
 from sgl.scheduling.kv_store import KvStore
+from sgl.scheduling.limits import Limits
 
 LEFT = Finish("abort", message="left", status=499)
 
@@ -29,6 +30,7 @@ class Bench:
             max_step_tokens=max_step_tokens,
             max_rows=max_rows,
             max_total_len=options.pop("max_total_len", num_pages * page_size),
+            min_prompt_tokens=options.pop("min_prompt_tokens", max_step_tokens),
             max_in_flight=depth,
         )
         self.batcher = Batcher(self.store, limits, eos_ids=frozenset(eos), **options)
@@ -58,7 +60,7 @@ class Bench:
             return False
         plan = self.plans.popleft()
         computed = self.worker.run(plan)
-        self.take(self.batcher.commit(result(plan) if result else computed))
+        self.take(self.batcher.commit((result and result(plan)) or computed))
         self.batcher.check()
         return True
 
@@ -277,6 +279,23 @@ def test_every_policy_serves_everybody(policy):
     for request_id, prompt in enumerate(prompts):
         assert bench.outputs[request_id] == expected_output(prompt, 4)
     bench.assert_empty()
+
+
+def test_a_prompt_beside_streams_comes_in_small_pieces():
+    bench = Bench(num_pages=500, max_step_tokens=64, min_prompt_tokens=4)
+    bench.ask(1, [1, 2, 3], max_new_tokens=40)
+    bench.step()
+    bench.ask(2, list(range(50)), max_new_tokens=2)
+    lens = []
+
+    def note(plan):
+        lens.extend(len(chunk.token_ids) // 4 for chunk in plan.chunks)
+
+    while 2 not in bench.finishes:
+        bench.step(note)
+    assert lens == [6] * 8 + [2]  # 4, and 2 for the stream
+    bench.run_until_idle()
+    assert bench.outputs[1] == expected_output([1, 2, 3], 40)
 
 
 def test_lpm_prefers_the_longest_cached_prefix():

@@ -27,8 +27,9 @@ from sgl.messages import (
     unpack,
 )
 from sgl.sampling_params import SamplingParams
-from sgl.scheduling.batcher import Batcher, Limits
+from sgl.scheduling.batcher import Batcher
 from sgl.scheduling.kv_store import KvStore
+from sgl.scheduling.limits import Limits
 
 
 class Clock:
