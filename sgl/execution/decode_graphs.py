@@ -31,6 +31,7 @@ from sgl.models.batch import CausalLM
 logger = logging.getLogger(__name__)
 
 MAX_WASTE = 0.12  # of a filled-up batch, at most
+LARGE_BATCH = 256  # from here on matrix products are bound by arithmetic, not by reading weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +151,16 @@ def _alias(tensor: Tensor) -> Tensor:
 
 
 def graph_sizes(max_size: int) -> list[int]:
-    """Batch sizes so close that filling up to the next wastes at most `MAX_WASTE` of it."""
+    """Batch sizes so close that filling up to the next wastes at most `MAX_WASTE` of it.
+
+    Large ones are whole tiles of the matrix kernels, whose time grows tile by tile: a batch that is
+    filled up to the end of its last tile costs no more.
+    """
     sizes, size = [], 1
     while size < max_size:
         sizes.append(size)
-        size = max(size + 1, int((size + 1) / (1 - MAX_WASTE)))
+        if size < LARGE_BATCH:
+            size = min(max(size + 1, int((size + 1) / (1 - MAX_WASTE))), LARGE_BATCH)
+        else:
+            size += 32 << (size // LARGE_BATCH).bit_length() - 1
     return [*sizes, max_size]

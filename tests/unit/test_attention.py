@@ -148,3 +148,15 @@ def test_a_prefix_of_all_wins_where_the_branches_are_short():
 def test_the_shared_part_ends_before_the_queries():
     rows = [list(range(10)), list(range(10))]
     assert clusters_of(rows, [10, 6]) == [([0, 1], 6)]
+
+
+def test_prefixes_within_prefixes_are_told_apart_up_to_a_depth():
+    num = 1200  # request i shares i pages with all later ones
+    pages = np.tile(np.arange(num + 1, dtype=np.int32), (num, 1))
+    for row in range(num):
+        pages[row, row:] = 10_000 + row
+    found = find_clusters(pages, np.full(num, num + 1), 1, 2048)
+    assert sorted(np.concatenate([one.members for one in found]).tolist()) == list(range(num))
+    for cluster in found:
+        shared = pages[cluster.members, : cluster.shared_len]
+        assert (shared == shared[0]).all()

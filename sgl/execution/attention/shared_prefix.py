@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 MIN_SAVED_TOKENS = 2048  # fewer are not worth a second call and a merge in every layer
+MAX_DEPTH = 16  # prefixes within prefixes that are told apart: each costs a look at all pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,11 @@ def find_clusters(
 
 
 def _best(
-    members: np.ndarray, first_page: int, pages_BP: np.ndarray, num_pages_B: np.ndarray
+    members: np.ndarray,
+    first_page: int,
+    pages_BP: np.ndarray,
+    num_pages_B: np.ndarray,
+    depth: int = 0,
 ) -> list[Cluster]:
     """The members as one cluster, or divided where they diverge: whatever saves more.
 
@@ -65,12 +70,12 @@ def _best(
     shared = first_page + (int(differs.argmax()) if differs.any() else len(differs))
     whole = Cluster(members, shared)
     longer = members[num_pages_B[members] > shared]
-    if not len(longer):
+    if not len(longer) or depth == MAX_DEPTH:
         return [whole]
     branches = pages_BP[longer, shared]
     parts = [
         cluster
         for page in np.unique(branches)
-        for cluster in _best(longer[branches == page], shared + 1, pages_BP, num_pages_B)
+        for cluster in _best(longer[branches == page], shared + 1, pages_BP, num_pages_B, depth + 1)
     ]
     return parts if sum(part.num_saved for part in parts) > whole.num_saved else [whole]
