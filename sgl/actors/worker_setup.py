@@ -114,7 +114,8 @@ def _num_pages(
             "--mem-fraction-static, or use a smaller model, a smaller --chunked-prefill-size or a "
             "larger --tp-size"
         )
-    logger.info("KV cache of %d tokens as %s", num_pages * page_size, formats.kv)
+    kept_as = str(formats.kv).removeprefix("torch.")
+    logger.info("KV cache of %d tokens as %s", num_pages * page_size, kept_as)
     return num_pages
 
 
