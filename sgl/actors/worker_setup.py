@@ -125,8 +125,23 @@ def _bytes_for_kv(
     limits, fraction = context.limits, context.limits.mem_fraction_static
     if device.type != "cuda":
         return int(free_memory_gib() * 2**30 * fraction) // tp.size
-    sizes = _recorded_sizes(context)
-    others = bytes_besides_kv(
+    try:
+        others = _bytes_for_steps(context, model, formats, device, tp)
+    except torch.OutOfMemoryError:
+        raise ConfigError(
+            "the GPU's memory does not hold the largest step next to the weights: use a smaller "
+            "--chunked-prefill-size or --max-running-requests, a smaller model or a larger --tp-size"
+        ) from None
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0, min(free - others, int(free - total * (1.0 - fraction))))
+
+
+def _bytes_for_steps(
+    context: Context, model: CausalLM, formats: _Formats, device: torch.device, tp: TensorParallel
+) -> int:
+    limits, sizes = context.limits, _recorded_sizes(context)
+    return bytes_besides_kv(
         model,
         context.config.attention_backend,
         context.model_config.vocab_size,
@@ -142,9 +157,6 @@ def _bytes_for_kv(
         device=device,
         tp=tp,
     )
-    torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info(device)
-    return max(0, min(free - others, int(free - total * (1.0 - fraction))))
 
 
 def _make_runner(
