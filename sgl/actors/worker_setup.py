@@ -122,7 +122,7 @@ def _num_pages(
 def _bytes_for_kv(
     context: Context, model: CausalLM, formats: _Formats, device: torch.device, tp: TensorParallel
 ) -> int:
-    limits, fraction = context.limits, context.limits.mem_fraction_static
+    fraction = context.limits.mem_fraction_static
     if device.type != "cuda":
         return int(free_memory_gib() * 2**30 * fraction) // tp.size
     try:
@@ -130,7 +130,7 @@ def _bytes_for_kv(
     except torch.OutOfMemoryError:
         raise ConfigError(
             "the GPU's memory does not hold the largest step next to the weights: use a smaller "
-            "--chunked-prefill-size or --max-running-requests, a smaller model or a larger --tp-size"
+            "--chunked-prefill-size or --max-running-requests, or a larger --tp-size"
         ) from None
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
