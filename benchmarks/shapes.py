@@ -69,6 +69,20 @@ def write_model(name: str, folder: Path) -> Path:
     return path
 
 
+def write_tokenizer(folder: Path, vocab_size: int) -> None:
+    """A tokenizer beside config.json: a word for every id, so that servers have text to send."""
+    words = {f"w{number}": number for number in range(vocab_size)}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "w0"},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "w0"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
 def weight_bytes(name: str) -> int:
     """Bytes of bfloat16 weights that a decode step reads: layers, last norm, LM head."""
     c = SHAPES[name]
