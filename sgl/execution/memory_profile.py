@@ -18,6 +18,7 @@ from sgl.models.batch import CausalLM
 logger = logging.getLogger(__name__)
 
 BYTES_PER_GRAPH = 5 << 20  # the nodes and parameters of one recorded step
+BYTES_PER_COUNT = 5  # of each id and row, where penalties are used: made when they first are
 LIBRARY_BYTES = 512 << 20  # workspaces that libraries take later, and room for other sizes
 
 
@@ -82,7 +83,8 @@ def bytes_besides_kv(
         graphs / 2**30,
         (kept - before) / 2**30,
     )
-    return step + graphs + (kept - before) + LIBRARY_BYTES
+    penalties = (sizes.max_rows + 1) * vocab_size * BYTES_PER_COUNT
+    return step + graphs + (kept - before) + penalties + LIBRARY_BYTES
 
 
 def _peak(runner: Runner, num_tokens: int, num_sampled: int, device: torch.device) -> int:
