@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from benchmarks.gpu_steps import copy_gbs
 from sgl.execution.attention.choice import make_backend
 from sgl.execution.kv_cache import KvCache
+from sgl.execution.recorded_inputs import GraphShape, RecordedInputs
 from sgl.execution.request_table import RequestTable
 from sgl.execution.step_layout import StepLayout
 from sgl.kernels.sampling_table import FREQUENCY, SamplingTable
@@ -150,7 +151,7 @@ def bench_extend(_: float) -> Iterator[dict[str, object]]:
         q = torch.randn(num * new, H, E, device=DEVICE, dtype=torch.bfloat16)
         lens = np.full(num, new)
         chosen = choose_extend_tile(E, torch.bfloat16)
-        cut = plan_runs(np.arange(num), lens, np.full(num, cached), H // K, chosen[0])
+        cut = plan_runs(np.arange(num), lens, np.full(num, cached), chosen[0] // (H // K))
         runs = torch.from_numpy(cut).to(DEVICE)
         out = torch.empty_like(q)
         us = microseconds(
@@ -159,7 +160,7 @@ def bench_extend(_: float) -> Iterator[dict[str, object]]:
         )
         swept = []
         for tile in product((64, 128), (32, 64, 128), (4, 8), (2, 3)):
-            cut = plan_runs(np.arange(num), lens, np.full(num, cached), H // K, tile[0])
+            cut = plan_runs(np.arange(num), lens, np.full(num, cached), tile[0] // (H // K))
             device_cut = torch.from_numpy(cut).to(DEVICE)
             try:
                 taken = microseconds(
@@ -271,9 +272,12 @@ def bench_backends(gbs: float) -> Iterator[dict[str, object]]:
             flops = 4 * B * new * (length - new / 2) * spec.num_heads * spec.head_dim
             yield {**line, "tflops": flops / us / 1e6}
             continue
-        for variant in reversed(range(attention.num_variants(B))):
-            attention.plan_decode(table, inputs_4T, variant)
-        replan_us = host_microseconds(lambda: attention.choose_variant(layout, table, B))
+        shape = GraphShape(B, B)
+        recorded = RecordedInputs(shape, table, 0)
+        recorded.fill(inputs, layout, np.arange(B), np.zeros((0, 4), np.int32))
+        for variant in reversed(range(attention.num_variants(shape))):
+            attention.plan_recorded(table, recorded, variant)
+        replan_us = host_microseconds(lambda: attention.choose_variant(layout, table, shape))
         recorded_us = microseconds([lambda i=i: attention.run(i, q) for i in range(len(layers))])
         yield {**line, "share": kv_bytes / gbs / 1e3 / us, "recorded_us": recorded_us,
                "replan_us": replan_us}  # fmt: skip

@@ -23,10 +23,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.shapes import weight_bytes, write_model
 from sgl.execution.attention.choice import is_recordable, make_backend
-from sgl.execution.decode_graphs import DecodeGraphs
 from sgl.execution.kv_cache import KvCache
+from sgl.execution.recorded_inputs import GraphShape
 from sgl.execution.request_table import RequestTable
 from sgl.execution.runner import Runner
+from sgl.execution.step_graphs import StepGraphs
 from sgl.kernels.collectives import TensorParallel
 from sgl.messages import Chunk, NewRow, StepPlan, pack
 from sgl.models.loader import load_model
@@ -56,9 +57,8 @@ class Bench:
         attention = make_backend(backend, network.attention_layers, cache)
         recorded = None
         if graphs and is_recordable(attention) and device.type == "cuda":
-            recorded = DecodeGraphs(
-                network, table, attention, TensorParallel(), sorted({1, 64, max_rows})
-            )
+            shapes = [GraphShape(size, size) for size in sorted({1, 64, max_rows})]
+            recorded = StepGraphs(network, table, attention, TensorParallel(), shapes)
             recorded.record()
         self.runner = Runner(network, table, attention, TensorParallel(), recorded)
         self.vocab_size = config.vocab_size

@@ -208,11 +208,16 @@ class ServerConfig:
         },
     )
     disable_cuda_graph: bool = flag(
-        "launch the kernels of decode steps one by one instead of as recorded graphs",
+        "launch the kernels of all steps one by one instead of as recorded graphs",
         default=False,
     )
     cuda_graph_max_bs: int = flag(
         "decode steps of up to so many requests are recorded as CUDA graphs", default=1024, low=1
+    )
+    cuda_graph_max_tokens: int = flag(
+        "steps with prompts of up to so many tokens are recorded as CUDA graphs; 0: none",
+        default=2048,
+        low=0,
     )
     disable_radix_cache: bool = flag("do not keep the KV of finished requests", default=False)
     schedule_policy: str = flag(

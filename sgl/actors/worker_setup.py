@@ -16,11 +16,11 @@ from sgl.actors.actor import Context
 from sgl.errors import ConfigError
 from sgl.execution.attention import AttentionBackend
 from sgl.execution.attention.choice import is_recordable, make_backend
-from sgl.execution.decode_graphs import DecodeGraphs, graph_sizes
 from sgl.execution.kv_cache import KvCache, kv_dtype
 from sgl.execution.memory_profile import StepSizes, bytes_besides_kv
 from sgl.execution.request_table import RequestTable
 from sgl.execution.runner import Runner
+from sgl.execution.step_graphs import StepGraphs, recorded_shapes
 from sgl.hardware import free_memory_gib
 from sgl.kernels.collectives import TensorParallel
 from sgl.models.batch import CausalLM
@@ -140,7 +140,8 @@ def _bytes_for_kv(
 def _bytes_for_steps(
     context: Context, model: CausalLM, formats: _Formats, device: torch.device, tp: TensorParallel
 ) -> int:
-    limits, sizes = context.limits, _recorded_sizes(context)
+    limits = context.limits
+    max_decodes, max_tokens = _recorded_limits(context)
     return bytes_besides_kv(
         model,
         context.config.attention_backend,
@@ -148,8 +149,8 @@ def _bytes_for_steps(
         StepSizes(
             max_tokens=limits.max_step_tokens + limits.max_running_requests,
             max_rows=limits.max_running_requests,
-            max_decodes=max(sizes, default=0),
-            num_graphs=2 * len(sizes),
+            max_recorded_decodes=max_decodes,
+            max_recorded_tokens=max_tokens,
             max_len=context.context_len,
         ),
         page_size=context.config.page_size,
@@ -199,17 +200,24 @@ def _record(
     table: RequestTable,
     attention: AttentionBackend,
     tp: TensorParallel,
-) -> DecodeGraphs | None:
-    sizes = _recorded_sizes(context)
-    if not sizes or not is_recordable(attention) or table.device.type != "cuda":
+) -> StepGraphs | None:
+    if not is_recordable(attention) or table.device.type != "cuda":
         return None
-    graphs = DecodeGraphs(model, table, attention, tp, sizes)
+    shapes = recorded_shapes(attention, *_recorded_limits(context))
+    if not shapes:
+        return None
+    graphs = StepGraphs(model, table, attention, tp, shapes)
     graphs.record()
     return graphs
 
 
-def _recorded_sizes(context: Context) -> list[int]:
-    """Batch sizes of decode steps to be recorded."""
-    if context.config.disable_cuda_graph:
-        return []
-    return graph_sizes(min(context.config.cuda_graph_max_bs, context.limits.max_running_requests))
+def _recorded_limits(context: Context) -> tuple[int, int]:
+    """Decodes and tokens (of a step with prompts) of the largest steps to be recorded."""
+    config, limits = context.config, context.limits
+    if config.disable_cuda_graph:
+        return 0, 0
+    most_tokens = limits.max_step_tokens + limits.max_running_requests
+    return (
+        min(config.cuda_graph_max_bs, limits.max_running_requests),
+        min(config.cuda_graph_max_tokens, most_tokens),
+    )

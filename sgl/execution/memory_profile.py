@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from sgl.execution.attention.choice import make_backend
+from sgl.execution.attention.choice import is_recordable, make_backend
 from sgl.execution.kv_cache import KvCache
 from sgl.execution.request_table import RequestTable
 from sgl.execution.runner import Runner
+from sgl.execution.step_graphs import recorded_shapes
 from sgl.kernels.collectives import TensorParallel
 from sgl.models.batch import CausalLM
 
@@ -27,14 +28,15 @@ class StepSizes:
     """The largest steps there will be.
 
     max_tokens   tokens of a step with prompts      max_rows   requests of a step
-    max_decodes  requests of a recorded step, 0 if none are recorded; num_graphs of them
     max_len      tokens of a request
+    max_recorded_decodes, max_recorded_tokens   of recorded steps without prompts and with, 0 if
+                                                none are recorded
     """
 
     max_tokens: int
     max_rows: int
-    max_decodes: int
-    num_graphs: int
+    max_recorded_decodes: int
+    max_recorded_tokens: int
     max_len: int
 
 
@@ -72,9 +74,7 @@ def bytes_besides_kv(
     runner = Runner(model, table, make_backend(backend, model.attention_layers, cache), tp)
     kept = torch.cuda.memory_allocated(device)
     step = _peak(runner, sizes.max_tokens, sizes.max_rows, device) - kept
-    graphs = sizes.num_graphs * BYTES_PER_GRAPH
-    if sizes.max_decodes:
-        graphs += _peak(runner, sizes.max_decodes, sizes.max_decodes, device) - kept
+    graphs = _graph_bytes(runner, sizes, device, kept)
     logger.info(
         "Profiled the largest step in %.1f s: it takes %.2f GiB, recorded steps about %.2f, "
         "the request table %.2f",
@@ -85,6 +85,19 @@ def bytes_besides_kv(
     )
     penalties = (sizes.max_rows + 1) * vocab_size * BYTES_PER_COUNT
     return step + graphs + (kept - before) + penalties + LIBRARY_BYTES
+
+
+def _graph_bytes(runner: Runner, sizes: StepSizes, device: torch.device, kept: int) -> int:
+    """Recorded steps share the memory of the largest; each has nodes of its own."""
+    if not is_recordable(runner.attention):
+        return 0
+    max_decodes, max_tokens = sizes.max_recorded_decodes, sizes.max_recorded_tokens
+    shapes = recorded_shapes(runner.attention, max_decodes, max_tokens)
+    largest = {max((s.num_tokens, s.num_outputs) for s in shapes if s.has_prompts is has_prompts)
+               for has_prompts in {shape.has_prompts for shape in shapes}}  # fmt: skip
+    peaks = [_peak(runner, *num, device) - kept for num in sorted(largest)]
+    num_graphs = sum(runner.attention.num_variants(shape) for shape in shapes)
+    return num_graphs * BYTES_PER_GRAPH + max(peaks, default=0)
 
 
 def _peak(runner: Runner, num_tokens: int, num_sampled: int, device: torch.device) -> int:

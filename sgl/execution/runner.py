@@ -13,10 +13,10 @@ from torch import Tensor
 
 from sgl.execution import logprobs
 from sgl.execution.attention import AttentionBackend
-from sgl.execution.decode_graphs import DecodeGraphs
 from sgl.execution.forward_batch import ForwardBatch, step_inputs
 from sgl.execution.request_table import RequestTable
 from sgl.execution.sampler import Sampler
+from sgl.execution.step_graphs import StepGraphs
 from sgl.execution.step_layout import Outputs, StepLayout, padded_len
 from sgl.kernels.collectives import TensorParallel
 from sgl.kernels.step_tokens import best_tokens
@@ -54,7 +54,7 @@ class Runner:
         table: RequestTable,
         attention: AttentionBackend,
         tp: TensorParallel,
-        graphs: DecodeGraphs | None = None,
+        graphs: StepGraphs | None = None,
     ) -> None:
         self.model = model
         self.table = table
@@ -127,11 +127,14 @@ class Runner:
     def _compute(self, chunks: list[Chunk], layout: StepLayout) -> tuple[Tensor, list[RowLogprobs]]:
         """Launch a forward pass; the sampled tokens, and log-probabilities."""
         inputs_4T = step_inputs(chunks, layout, self.table, self.attention.cache.page_size)
-        if self.graphs is not None and self.graphs.can_run(layout):
-            token_ids, found = self._sample_recorded(*self.graphs.run(inputs_4T, layout), layout)
-            return token_ids, _reports({}, found)
         sampled, of_prompts = _sampled(chunks, layout), {}
-        if any(chunk.logprob_start >= 0 for chunk in chunks):
+        wants_prompt_logprobs = any(chunk.logprob_start >= 0 for chunk in chunks)
+        if self.graphs is not None and not wants_prompt_logprobs:
+            launched = self.graphs.launch(inputs_4T, layout, sampled)
+            if launched is not None:
+                token_ids, found = self._sample_recorded(*launched, layout, sampled)
+                return token_ids, _reports({}, found)
+        if wants_prompt_logprobs:
             hidden_TD = self._hidden(inputs_4T, layout, None)
             of_prompts = self._prompt_logprobs(hidden_TD, layout, chunks)
             hidden_BD = hidden_TD[self.table.to_device(layout.token_ends[sampled] - 1)]
@@ -169,14 +172,14 @@ class Runner:
         return self._sample_logits(self._whole(logits_BV), layout, sampled)
 
     def _sample_recorded(
-        self, logits_BV: Tensor, ids_B: Tensor, layout: StepLayout
+        self, logits_BV: Tensor, ids_B: Tensor, layout: StepLayout, sampled: np.ndarray
     ) -> tuple[Tensor, dict[int, Logprobs]]:
         """As `_sample` after a recorded step, which has taken the best tokens already."""
-        rows_B = layout.rows_B
+        rows_B = layout.rows_B[sampled]
         if self._takes_best(rows_B):
             self.sampler.count(rows_B)
             return ids_B, {}
-        return self._sample_logits(self._whole(logits_BV), layout, np.arange(len(rows_B)))
+        return self._sample_logits(self._whole(logits_BV), layout, sampled)
 
     def _takes_best(self, rows_B: np.ndarray) -> bool:
         """Whether the rows need no more than their best tokens, on which all ranks agree."""

@@ -67,10 +67,13 @@ class StepLayout:
         """The newest tokens of some requests of the step."""
         num = len(requests_W)
         host_3W = np.zeros((3, padded_len(num)), np.int32)
-        host_3W[0, :num] = self.token_ends[requests_W] - 1
-        host_3W[1, :num] = self.rows_B[requests_W]
-        host_3W[2, :num] = self.kv_lens_B[requests_W] - 1
+        host_3W[:, :num] = self.host_outputs(requests_W)
         return Outputs(*table.to_device(host_3W)[:, :num])
+
+    def host_outputs(self, requests_W: np.ndarray) -> np.ndarray:
+        """What `Outputs` holds of them."""
+        last_W = self.token_ends[requests_W] - 1
+        return np.stack([last_W, self.rows_B[requests_W], self.kv_lens_B[requests_W] - 1])
 
     @property
     def num_tokens(self) -> int:

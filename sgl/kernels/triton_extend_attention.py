@@ -97,15 +97,14 @@ def plan_runs(
     rows_B: np.ndarray,
     query_lens_B: np.ndarray,
     starts_B: np.ndarray,
-    group_size: int,
-    tile_rows: int,
+    run_len: int,
 ) -> np.ndarray:
     """Divide every request's new tokens among programs: int32 [N, 4], the longest work first.
 
     rows_B, query_lens_B   page table row and number of new tokens of each request
     starts_B               tokens each had before
+    run_len                tokens of a program: rows of its tile / query heads of a KV head
     """
-    run_len = tile_rows // group_size
     num_runs_B = -(-query_lens_B // run_len)
     index_N = np.repeat(np.arange(len(rows_B)), num_runs_B)
     number_N = np.arange(len(index_N)) - np.repeat(np.cumsum(num_runs_B) - num_runs_B, num_runs_B)
@@ -137,9 +136,9 @@ def extend_attention(
     soft_cap: float | None = None,
     tile: tuple[int, int, int, int] | None = None,
 ) -> None:
-    """Causal attention of every token to its request's tokens up to itself.
+    """Causal attention of the runs' tokens to their requests' tokens up to themselves.
 
-    `runs_N4` is what `plan_runs` gave; `out_THE` is contiguous.
+    `runs_N4` is what `plan_runs` gave; `out_THE` is contiguous. A run may be empty.
 
     tile  as `choose_tile` gives it; the first of it is what `plan_runs` was told
     """

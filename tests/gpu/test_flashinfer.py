@@ -13,6 +13,7 @@ import torch
 from attention_case import Case
 
 from sgl.execution.attention.flashinfer_attention import FlashinferAttention
+from sgl.execution.recorded_inputs import GraphShape, RecordedInputs
 from sgl.execution.step_layout import StepLayout
 from sgl.models.batch import AttentionSpec
 
@@ -71,7 +72,7 @@ def test_every_request_attends_to_its_own_tokens(
 
 
 class Graphs:
-    """Graphs of two batch sizes over the same requests, as `DecodeGraphs` records them."""
+    """Graphs of two batch sizes over the same requests, as `StepGraphs` records them."""
 
     sizes = (48, 9)
 
@@ -79,19 +80,16 @@ class Graphs:
         self.case, self.table = case, case.table
         self.backend = FlashinferAttention([case.spec], case.cache, library)
         self.table.device_pages_RP[self.table.padding_row] = case.cache.padding_page
-        self.inputs_4S = self.table.to_device(self.padding())
+        shapes = [GraphShape(size, size) for size in self.sizes]
+        slot = case.cache.padding_page * case.cache.page_size
+        self.inputs = {shape: RecordedInputs(shape, self.table, slot) for shape in shapes}
         self.q_SHE = torch.zeros_like(case.q[:1]).repeat(self.sizes[0], 1, 1)
-        self.recorded = {size: self.record(size) for size in self.sizes}
+        self.recorded = {shape: self.record(shape) for shape in shapes}
 
-    def padding(self) -> np.ndarray:
-        inputs_4S = np.zeros((4, self.sizes[0]), np.int32)
-        inputs_4S[0] = self.table.padding_row
-        return inputs_4S
-
-    def record(self, size: int) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    def record(self, shape: GraphShape) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         def step() -> torch.Tensor:
-            self.backend.plan_decode(self.table, self.inputs_4S[:, :size], 0)
-            return self.backend.run(0, self.q_SHE[:size])
+            self.backend.plan_recorded(self.table, self.inputs[shape], 0)
+            return self.backend.run(0, self.q_SHE[: shape.num_tokens])
 
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -109,13 +107,14 @@ class Graphs:
         part = StepLayout(
             layout.rows_B[chosen], layout.query_lens_B[chosen], layout.kv_lens_B[chosen], num
         )
+        shape = GraphShape(size, size)
         assert self.backend.can_replay(part)
-        self.backend.choose_variant(part, self.table, size)
-        inputs_4S = self.padding()
-        inputs_4S[0, :num], inputs_4S[1, :num] = part.rows_B, part.kv_lens_B - 1
-        self.inputs_4S.copy_(self.table.to_device(inputs_4S))
+        self.backend.choose_variant(part, self.table, shape)
+        inputs_4B = np.zeros((4, num), np.int32)
+        inputs_4B[0], inputs_4B[1] = part.rows_B, part.kv_lens_B - 1
+        self.inputs[shape].fill(inputs_4B, part, np.arange(num), np.zeros((0, 4), np.int32))
         self.q_SHE[:num] = self.case.q[torch.from_numpy(chosen).cuda()]
-        graph, out_SHE = self.recorded[size]
+        graph, out_SHE = self.recorded[shape]
         graph.replay()
         return out_SHE[:num].float().cpu()
 

@@ -7,79 +7,17 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
+from step_bench import GREEDY, MAX_LEN, NUM_ROWS, Bench
 
 from sgl.execution import sampler
-from sgl.execution.attention.torch_attention import TorchAttention
-from sgl.execution.kv_cache import KvCache
 from sgl.execution.request_table import RequestTable
 from sgl.execution.runner import Runner, StepOutput
-from sgl.kernels.collectives import TensorParallel
-from sgl.messages import Chunk, LogprobOptions, Logprobs, NewRow, StepPlan, StepResult, pack, unpack
+from sgl.messages import Chunk, LogprobOptions, Logprobs, NewRow, pack, unpack
 from sgl.sampling_params import SamplingParams
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-NUM_ROWS, MAX_LEN, VOCAB = 6, 64, 101
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [9], [50, 40, 30, 20, 10], [8] * 12]
-GREEDY = SamplingParams(temperature=0.0)
-
-
-class Bench:
-    """A runner, and plans for it; row r has the pages r * MAX_LEN …, in reverse."""
-
-    def __init__(self, folder, device) -> None:
-        tiny_models.write_checkpoint(folder)
-        self.dense_model = tiny_models.loaded(folder)
-        model = tiny_models.loaded(folder, device=torch.device(device))
-        cache = KvCache(
-            model.attention_layers,
-            NUM_ROWS * MAX_LEN,
-            1,
-            dtype=torch.float32,
-            device=torch.device(device),
-        )
-        table = RequestTable(NUM_ROWS, MAX_LEN, VOCAB, torch.device(device))
-        attention = TorchAttention(model.attention_layers, cache)
-        self.runner = Runner(model, table, attention, TensorParallel())
-        self.lens = [0] * NUM_ROWS
-        self.num_steps = 0
-
-    def new(self, row: int, sampling: SamplingParams = GREEDY, **fields: object) -> NewRow:
-        self.lens[row] = 0
-        return NewRow(row, 0, b"", sampling, seed=row, eos_ids=pack([0]), **fields)
-
-    def chunk(self, row: int, ids: list[int], *, is_last: bool = True, **fields: object) -> Chunk:
-        start = self.lens[row]
-        pages = pack(self._page(row) for _ in ids)
-        return Chunk(row, start, pack(ids), pages, is_last, **fields)
-
-    def step(self, decodes=(), admitted=(), chunks=()) -> StepResult:
-        pages = pack(self._page(row) for row in decodes)
-        plan = StepPlan(
-            self.num_steps,
-            admitted=list(admitted),
-            decode_rows=pack(decodes),
-            page_ids=pages,
-            chunks=list(chunks),
-        )
-        self.num_steps += 1
-        return self.runner.run(plan).wait()
-
-    def _page(self, row: int) -> int:
-        self.lens[row] += 1
-        return (row + 1) * MAX_LEN - self.lens[row]
-
-    def dense_logprobs(self, ids: list[int]) -> np.ndarray:
-        """Log-probabilities after each of `ids`, without a cache, on the CPU."""
-        logits = tiny_models.sequence_logits(self.dense_model, ids)
-        return torch.log_softmax(logits.double(), dim=-1).numpy()
-
-    def dense_greedy(self, prompt: list[int], num_tokens: int) -> list[int]:
-        ids = list(prompt)
-        for _ in range(num_tokens):
-            ids.append(int(self.dense_logprobs(ids)[-1].argmax()))
-        return ids[len(prompt) :]
 
 
 @pytest.fixture(params=DEVICES)

@@ -27,6 +27,7 @@ from sgl.execution.attention.flashinfer_kernels import (
     recorded_workspace_bytes,
     unrecorded_workspace_bytes,
 )
+from sgl.execution.recorded_inputs import GraphShape, RecordedInputs
 from sgl.execution.step_layout import StepLayout
 from sgl.kernels import triton_page_lists
 from sgl.kernels.page_lists import PageLists, write_page_lists_reference
@@ -131,15 +132,15 @@ class Recorded:
         self.library, self.size = FakeFlashinfer(), size
         self.backend = FlashinferAttention(list(self.specs), cache, self.library)
         self.table.device_pages_RP[self.table.padding_row] = cache.padding_page
-        self.inputs_4S = torch.zeros((4, size), dtype=torch.int32)
-        self.inputs_4S[0] = self.table.padding_row
+        self.shape = GraphShape(size, size)
+        self.inputs = RecordedInputs(self.shape, self.table, cache.padding_page * page_size)
         self.replay()  # what a graph would have recorded
         self.library.plans.clear()
 
     def replay(self) -> list[torch.Tensor]:
         q_SHE = torch.zeros((self.size, *self.cases[0].q.shape[1:]), dtype=torch.bfloat16)
         q_SHE[: len(self.cases[0].q)] = self.cases[0].q
-        self.backend.plan_decode(self.table, self.inputs_4S, 0)
+        self.backend.plan_recorded(self.table, self.inputs, 0)
         return [self.backend.run(layer_id, q_SHE) for layer_id in range(2)]
 
 
@@ -147,14 +148,14 @@ class Recorded:
 def test_a_graph_is_planned_anew_and_lists_the_pages_of_the_step(page_size):
     recorded = Recorded([30, 90, 16], 5, page_size)
     layout = recorded.cases[0].layout
-    assert recorded.backend.num_variants(5) == 1
+    assert recorded.backend.num_variants(recorded.shape) == 1
     assert recorded.backend.can_replay(layout)
-    assert recorded.backend.choose_variant(layout, recorded.table, 5) == 0
+    assert recorded.backend.choose_variant(layout, recorded.table, recorded.shape) == 0
     ends = np.cumsum([-(-length // page_size) for length in (30, 90, 16, 1, 1)]).tolist()
     last_lens = [14, 10, 16, 1, 1] if page_size == 16 else [1] * 5
     assert recorded.library.plans == [("replay", [0, *ends], last_lens)] * 2
 
-    recorded.inputs_4S[:, :3] = recorded.cases[0].inputs()
+    recorded.inputs.tokens_4T[:, :3] = recorded.cases[0].inputs()
     outputs = recorded.replay()
     assert len(recorded.library.plans) == 2, "what is in a graph cannot plan"
     for case, output in zip(recorded.cases, outputs, strict=True):
@@ -169,8 +170,8 @@ def test_a_step_that_is_not_recorded_comes_between_two_that_are():
     recorded.backend.plan(case.layout, recorded.table, case.inputs())
     output = recorded.backend.run(0, case.q)
     torch.testing.assert_close(output.float(), case.expected(), atol=2e-2, rtol=0)
-    recorded.backend.choose_variant(case.layout, recorded.table, 4)
-    recorded.inputs_4S[:, :3] = case.inputs()
+    recorded.backend.choose_variant(case.layout, recorded.table, recorded.shape)
+    recorded.inputs.tokens_4T[:, :3] = case.inputs()
     torch.testing.assert_close(recorded.replay()[0][:3], output, atol=0, rtol=0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sgl.execution.decode_graphs import LARGE_BATCH, MAX_WASTE, graph_sizes
+from sgl.execution.step_graphs import LARGE_BATCH, MAX_WASTE, graph_sizes
 
 
 @pytest.mark.parametrize("max_size", [1, 2, 7, 255, 256, 257, 300, 1000, 1024, 2048])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
 from sgl.execution.kv_cache import KvCache
+from sgl.execution.recorded_inputs import GraphShape, RecordedInputs
 from sgl.execution.request_table import RequestTable
 from sgl.execution.step_layout import Outputs, StepLayout
 
@@ -31,22 +33,26 @@ class AttentionBackend(Protocol):
 
 
 class RecordableBackend(AttentionBackend, Protocol):
-    """One whose decode steps can be recorded in a CUDA graph: shapes depend on B alone.
+    """One whose steps can be recorded in a CUDA graph: launches depend on a step's shape alone."""
 
-    inputs_4B  as above
-    """
+    def max_prompt_runs(self, num_tokens: int) -> int:
+        """Into how many pieces the prompts of a recorded step may be divided; 0: steps with prompts
+        cannot be recorded."""
 
-    def num_variants(self, size: int) -> int:
-        """How many graphs there may be of a batch size; they are numbered from 0."""
+    def prompt_runs(self, layout: StepLayout) -> np.ndarray:
+        """The pieces of a step's prompts, int32 [N, 4]; what they mean is the back end's affair."""
 
-    def plan_decode(self, table: RequestTable, inputs_4B: Tensor, variant: int) -> None:
-        """Prepare to record: `run` reads lengths from `inputs_4B` whenever it is replayed.
+    def num_variants(self, shape: GraphShape) -> int:
+        """How many graphs there may be of a shape; they are numbered from 0."""
 
-        The batch is made before, as for `plan`; the first call for a size is not recorded.
+    def plan_recorded(self, table: RequestTable, inputs: RecordedInputs, variant: int) -> None:
+        """Prepare to record: `run` reads the step from `inputs` whenever it is replayed.
+
+        The batch is made before, as for `plan`; the first call for a shape is not recorded.
         """
 
     def can_replay(self, layout: StepLayout) -> bool:
-        """Whether graphs can run a step of decodes; the answer may depend on its lengths."""
+        """Whether graphs can run a step; the answer may depend on its lengths."""
 
-    def choose_variant(self, layout: StepLayout, table: RequestTable, size: int) -> int:
-        """Which variant of the graph for `size` suits a step of decodes; prepares to replay it."""
+    def choose_variant(self, layout: StepLayout, table: RequestTable, shape: GraphShape) -> int:
+        """Which variant of the graph suits a step; prepares to replay it."""

@@ -36,8 +36,8 @@ def make_backend(name: str, layers: list[AttentionSpec], cache: KvCache) -> Atte
 
 
 def is_recordable(attention: AttentionBackend) -> TypeGuard[RecordableBackend]:
-    """Whether decode steps can be recorded as CUDA graphs."""
-    return hasattr(attention, "plan_decode")
+    """Whether steps can be recorded as CUDA graphs."""
+    return hasattr(attention, "plan_recorded")
 
 
 def _triton(layers: list[AttentionSpec], cache: KvCache) -> AttentionBackend:

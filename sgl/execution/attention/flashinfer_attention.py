@@ -30,6 +30,7 @@ from sgl.execution.attention.flashinfer_kernels import (
     unrecorded_workspace_bytes,
 )
 from sgl.execution.kv_cache import KvCache
+from sgl.execution.recorded_inputs import GraphShape, RecordedInputs
 from sgl.execution.request_table import RequestTable
 from sgl.execution.step_layout import Outputs, StepLayout
 from sgl.kernels.multiprocessors import num_cores
@@ -43,6 +44,7 @@ SHARING = 8  # room in graphs for this many requests that have the same page, on
 
 class FlashinferAttention:
     """A `RecordableBackend`: a graph lists the pages itself, and is planned before each replay.
+    Steps with prompts are not recorded.
 
     library  the module `flashinfer`
     """
@@ -84,16 +86,22 @@ class FlashinferAttention:
             for kernels in self.kernels.values():
                 kernels.plan_prefill(query_indptr_B, chunks, indices_N[decodes.total :])
 
-    def num_variants(self, size: int) -> int:
+    def max_prompt_runs(self, num_tokens: int) -> int:
+        return 0
+
+    def prompt_runs(self, layout: StepLayout) -> np.ndarray:
+        return np.zeros((0, 4), np.int32)
+
+    def num_variants(self, shape: GraphShape) -> int:
         return 1
 
-    def plan_decode(self, table: RequestTable, inputs_4B: Tensor, variant: int) -> None:
-        self.num_decodes = size = inputs_4B.shape[1]
+    def plan_recorded(self, table: RequestTable, inputs: RecordedInputs, variant: int) -> None:
+        self.num_decodes = size = inputs.shape.num_tokens
         if size not in self.recorded_lists:
             self._add_recorded(size, table)
         for kernels in self.kernels.values():
             kernels.decode = kernels.recorded[size]
-        rows_B, positions_B = inputs_4B[0], inputs_4B[1]
+        rows_B, positions_B = inputs.decodes_2W
         lists = self.recorded_lists[size]
         write_page_lists(table.device_pages_RP, rows_B, positions_B, self.cache.page_size, lists)
 
@@ -101,8 +109,8 @@ class FlashinferAttention:
         total = num_pages(layout.kv_lens_B, self.cache.page_size).sum()
         return int(total) <= len(self.recorded_indices_N) - max(self.recorded_lists)
 
-    def choose_variant(self, layout: StepLayout, table: RequestTable, size: int) -> int:
-        kv_lens_B = np.ones(size, np.int64)
+    def choose_variant(self, layout: StepLayout, table: RequestTable, shape: GraphShape) -> int:
+        kv_lens_B = np.ones(shape.num_tokens, np.int64)
         kv_lens_B[: len(layout.kv_lens_B)] = layout.kv_lens_B
         # only the plan is copied to the device, so these need no pinned memory
         pages = HostPages.of(kv_lens_B, self.cache.page_size, torch.device("cpu"))

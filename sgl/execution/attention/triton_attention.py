@@ -1,15 +1,18 @@
 """Attention with our Triton kernels: split-KV for the decodes of a step, tiles for its chunks.
 
-Axes: T tokens of the step    B requests of the step    H query heads    E head size
+Axes: T tokens of the step    B requests of the step    D decodes, or room for them
+      N pieces of prompts    H query heads    E head size
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sgl.execution.attention.prefix_blocks import PrefixBlocks
 from sgl.execution.kv_cache import KvCache
+from sgl.execution.recorded_inputs import GraphShape, RecordedInputs
 from sgl.execution.request_table import RequestTable
 from sgl.execution.step_layout import Outputs, StepLayout
 from sgl.kernels.multiprocessors import num_cores
@@ -23,13 +26,17 @@ from sgl.kernels.triton_extend_attention import choose_tile, extend_attention, p
 from sgl.models.batch import AttentionSpec
 
 MAX_PREFIX_SPLITS = 8
+MAX_SHORT_RUNS = 32  # of a recorded step: ends of prompts, which fill no program
+TYPICAL_SHARE = 8  # as many programs split a request as if an eighth of the requests decoded
 MIN_SHARING = 8  # smaller batches read a shared prefix as often as they like
 
 
 class TritonAttention:
-    """A `RecordableBackend`: what its decode kernel needs of a step is on the device.
+    """A `RecordableBackend`: what its kernels need of a step is on the device.
 
-    There are two variants of a recorded step: without shared prefixes, and with.
+    There are two variants of a recorded step: without shared prefixes, and with. One with prompts
+    launches decode programs for as many requests as it has room for; those without a decode attend
+    to padding, and the prompts' programs overwrite what they leave.
     """
 
     def __init__(self, layers: list[AttentionSpec], cache: KvCache) -> None:
@@ -39,48 +46,57 @@ class TritonAttention:
         self.group_size = layers[0].num_heads // layers[0].num_kv_heads
         self.blocks = PrefixBlocks(cache.page_size, members_per_block(self.group_size))
         self.tile = choose_tile(layers[0].head_dim, cache.model_dtype)
-        self.num_decodes = 0
+        self.run_len = self.tile[0] // self.group_size  # tokens of a prompt that a program takes
         self.splits = 1
         self.prefixes: SharedPrefixes | None = None
         self.uploaded: dict[int, SharedPrefixes] = {}  # version -> what the last step used
-        self.recorded: dict[int, SharedPrefixes] = {}  # batch size -> where its graph reads them
-        self.recorded_version: dict[int, int] = {}  # batch size -> what is written there
-        self.pages_RP = self.rows_T = self.positions_T = self.runs_N4 = torch.empty(0)
+        self.recorded: dict[GraphShape, SharedPrefixes] = {}  # where the graph reads them
+        self.recorded_version: dict[GraphShape, int] = {}  # what is written there
+        self.pages_RP = self.decodes_2D = self.runs_N4 = torch.empty((0, 0))
 
     def plan(self, layout: StepLayout, table: RequestTable, inputs_4T: Tensor) -> None:
         num = layout.num_decodes
-        self._plan_decodes(table, inputs_4T, num)
+        self.pages_RP = table.device_pages_RP
+        self.decodes_2D = inputs_4T[:2, :num]
+        self.splits = self._num_splits(num)
         self.prefixes = self._shared_prefixes(layout, table)
+        self.runs_N4 = table.to_device(self.prompt_runs(layout))
+
+    def max_prompt_runs(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.run_len) + MAX_SHORT_RUNS
+
+    def prompt_runs(self, layout: StepLayout) -> np.ndarray:
+        num = layout.num_decodes
         starts_B = layout.kv_lens_B - layout.query_lens_B
-        runs_N4 = plan_runs(
-            layout.rows_B[num:],
-            layout.query_lens_B[num:],
-            starts_B[num:],
-            self.group_size,
-            self.tile[0],
+        lens = layout.query_lens_B[num:], starts_B[num:]
+        runs_N4 = plan_runs(layout.rows_B[num:], *lens, self.run_len)
+        runs_N4[:, 1] += num  # the decodes' tokens come first
+        return runs_N4
+
+    def num_variants(self, shape: GraphShape) -> int:
+        return 2 if shape.num_outputs >= MIN_SHARING else 1
+
+    def plan_recorded(self, table: RequestTable, inputs: RecordedInputs, variant: int) -> None:
+        shape = inputs.shape
+        self.pages_RP = table.device_pages_RP
+        self.decodes_2D, self.runs_N4 = inputs.decodes_2W, inputs.runs_X4
+        self.splits = self._num_splits(
+            shape.num_outputs // (TYPICAL_SHARE if shape.has_prompts else 1)
         )
-        self.runs_N4 = table.to_device(runs_N4)
-
-    def num_variants(self, size: int) -> int:
-        return 2 if size >= MIN_SHARING else 1
-
-    def plan_decode(self, table: RequestTable, inputs_4B: Tensor, variant: int) -> None:
-        size = inputs_4B.shape[1]
-        self._plan_decodes(table, inputs_4B, size)
-        self.prefixes = self._recordable_prefixes(size, table) if variant == 1 else None
+        self.prefixes = self._recordable_prefixes(shape, table) if variant == 1 else None
 
     def can_replay(self, layout: StepLayout) -> bool:
         return True
 
-    def choose_variant(self, layout: StepLayout, table: RequestTable, size: int) -> int:
-        if size < MIN_SHARING:
+    def choose_variant(self, layout: StepLayout, table: RequestTable, shape: GraphShape) -> int:
+        if self.num_variants(shape) == 1:
             return 0
         self.blocks.update(layout, table)
-        found, target = self.blocks, self.recorded[size]
+        found, target = self.blocks, self.recorded[shape]
         if not 0 < len(found.blocks) <= len(target.blocks):
             return 0
-        if self.recorded_version.get(size) != found.version:
-            self.recorded_version[size] = found.version
+        if self.recorded_version.get(shape) != found.version:
+            self.recorded_version[shape] = found.version
             for tensor, values in ((target.lens_B, found.lens_B), (target.blocks, found.blocks)):
                 tensor.zero_()
                 tensor[: len(values)].copy_(table.to_device(values))
@@ -88,17 +104,17 @@ class TritonAttention:
 
     def run(self, layer_id: int, q_THE: Tensor) -> Tensor:
         """[T, H, E] -> [T, H, E]."""
-        spec, num = self.layers[layer_id], self.num_decodes
+        spec, (rows_D, positions_D) = self.layers[layer_id], self.decodes_2D
         out_THE = torch.empty(q_THE.shape, dtype=q_THE.dtype, device=q_THE.device)
         keys, values = self.cache.keys_SKE[layer_id], self.cache.values_SKE[layer_id]
-        if num:
+        if num := len(rows_D):
             decode_attention(
                 q_THE[:num],
                 keys,
                 values,
                 self.pages_RP,
-                self.rows_T[:num],
-                self.positions_T[:num],
+                rows_D,
+                positions_D,
                 out_THE[:num],
                 page_size=self.cache.page_size,
                 scale=spec.scale,
@@ -107,14 +123,14 @@ class TritonAttention:
                 splits=self.splits,
                 prefixes=None if spec.window else self.prefixes,
             )
-        if num < len(q_THE):
+        if len(self.runs_N4):
             extend_attention(
-                q_THE[num:],
+                q_THE,
                 keys,
                 values,
                 self.pages_RP,
                 self.runs_N4,
-                out_THE[num:],
+                out_THE,
                 page_size=self.cache.page_size,
                 scale=spec.scale,
                 window=spec.window,
@@ -140,15 +156,12 @@ class TritonAttention:
                 scale=spec.scale,
                 window=spec.window,
                 soft_cap=spec.soft_cap,
-                splits=num_splits(len(q_WHE), spec.num_kv_heads, self.num_cores),
+                splits=self._num_splits(len(q_WHE)),
             )
         return out_WHE
 
-    def _plan_decodes(self, table: RequestTable, inputs_4T: Tensor, num_decodes: int) -> None:
-        self.pages_RP = table.device_pages_RP
-        self.rows_T, self.positions_T = inputs_4T[0], inputs_4T[1]
-        self.num_decodes = num_decodes
-        self.splits = num_splits(num_decodes, self.layers[0].num_kv_heads, self.num_cores)
+    def _num_splits(self, num_decodes: int) -> int:
+        return num_splits(num_decodes, self.layers[0].num_kv_heads, self.num_cores)
 
     def _shared_prefixes(self, layout: StepLayout, table: RequestTable) -> SharedPrefixes | None:
         """Those of a step that is not recorded."""
@@ -165,14 +178,14 @@ class TritonAttention:
             }
         return self.uploaded[self.blocks.version]
 
-    def _recordable_prefixes(self, size: int, table: RequestTable) -> SharedPrefixes:
+    def _recordable_prefixes(self, shape: GraphShape, table: RequestTable) -> SharedPrefixes:
         """Room for as many blocks as usually matter; a step with more runs without them."""
-        num_blocks = max(1, size // 4)
+        num_blocks = max(1, shape.num_outputs // 4)
         width = 2 + self.blocks.members_per_block
-        lens_B = torch.zeros(size, dtype=torch.int32, device=table.device)
+        lens_B = torch.zeros(shape.num_outputs, dtype=torch.int32, device=table.device)
         blocks = torch.zeros((num_blocks, width), dtype=torch.int32, device=table.device)
         fresh = SharedPrefixes(lens_B, blocks, self._num_prefix_splits(num_blocks))
-        return self.recorded.setdefault(size, fresh)
+        return self.recorded.setdefault(shape, fresh)
 
     def _num_prefix_splits(self, num_blocks: int) -> int:
         """One of two numbers, as each is compiled for."""
