@@ -26,11 +26,12 @@ from sgl.execution.kv_cache import KvCache
 from sgl.execution.recorded_inputs import GraphShape, RecordedInputs
 from sgl.execution.request_table import RequestTable
 from sgl.execution.step_layout import StepLayout
+from sgl.kernels.multiprocessors import num_cores
 from sgl.kernels.sampling_table import FREQUENCY, SamplingTable
 from sgl.kernels.step_tokens import best_tokens
 from sgl.kernels.triton_decode_attention import choose_tile, decode_attention, num_splits
+from sgl.kernels.triton_extend_attention import RunPlanner, extend_attention
 from sgl.kernels.triton_extend_attention import choose_tile as choose_extend_tile
-from sgl.kernels.triton_extend_attention import extend_attention, plan_runs
 from sgl.kernels.triton_gemv import gemv
 from sgl.kernels.triton_penalties import apply_penalties
 from sgl.kernels.triton_rms_norm import add_rms_norm
@@ -106,7 +107,6 @@ def bench_gemv(gbs: float) -> Iterator[dict[str, object]]:
 
 
 def bench_decode(gbs: float) -> Iterator[dict[str, object]]:
-    num_cores = torch.cuda.get_device_properties(DEVICE).multi_processor_count
     for B, length, (H, K, E) in product(
         (1, 16, 64, 256), (256, 1024, 8192), ((32, 8, 128), (32, 8, 64))
     ):
@@ -124,7 +124,7 @@ def bench_decode(gbs: float) -> Iterator[dict[str, object]]:
         positions = torch.full((B,), length - 1, device=DEVICE, dtype=torch.int32)
         out = torch.empty_like(q)
         floor = num_slots * K * E * 4 / gbs / 1e3
-        for splits in sorted({1, 2, 4, 8, 16, 32} | {num_splits(B, K, num_cores)}):
+        for splits in sorted({1, 2, 4, 8, 16, 32} | {num_splits(B, K, num_cores(DEVICE))}):
             if B * K * splits > 8192 or B * K * splits < 64:
                 continue
             us = microseconds(
@@ -134,14 +134,15 @@ def bench_decode(gbs: float) -> Iterator[dict[str, object]]:
                         splits=splits)
                     for k, v in caches
                 ], 7)  # fmt: skip
-            chosen = splits == num_splits(B, K, num_cores)
+            chosen = splits == num_splits(B, K, num_cores(DEVICE))
             yield {"kernel": "decode", "B": B, "len": length, "heads": (H, K, E), "splits": splits,
                    "chosen": chosen, "us": us, "share": floor / us}  # fmt: skip
 
 
 def bench_extend(_: float) -> Iterator[dict[str, object]]:
     for (num, new, cached), (H, K, E) in product(
-        ((4, 2048, 0), (16, 512, 0), (64, 128, 1024), (1, 8192, 0)), ((32, 8, 128), (32, 8, 64))
+        ((4, 2048, 0), (16, 512, 0), (64, 128, 1024), (1, 8192, 0), (1, 256, 16128)),
+        ((32, 8, 128), (32, 8, 64)),
     ):
         total = num * (new + cached)
         keys, values = (
@@ -149,43 +150,31 @@ def bench_extend(_: float) -> Iterator[dict[str, object]]:
         )
         pages = torch.randperm(total, device=DEVICE).int().view(num, -1)
         q = torch.randn(num * new, H, E, device=DEVICE, dtype=torch.bfloat16)
-        lens = np.full(num, new)
-        chosen = choose_extend_tile(E, torch.bfloat16)
-        cut = plan_runs(np.arange(num), lens, np.full(num, cached), chosen[0] // (H // K))
-        runs = torch.from_numpy(cut).to(DEVICE)
         out = torch.empty_like(q)
-        us = microseconds(
-            [lambda: extend_attention(q, keys, values, pages, runs, out, page_size=1, scale=0.1)]
-            * 3
-        )
+        lens = np.arange(num), np.full(num, new), np.full(num, cached)
+
+        def call(tile: tuple[int, int, int, int], num_programs: int) -> Callable[[], object]:
+            planner = RunPlanner(tile[0] // (H // K), num_programs)
+            plan = planner.plan(*lens)
+            options = {"num_merges": planner.max_merges, "page_size": 1, "scale": 0.1, "tile": tile}
+            if plan[: planner.max_merges].any():
+                options["num_parts"] = num_programs
+            args = (q, keys, values, pages, torch.from_numpy(plan).to(DEVICE), out)
+            return lambda: extend_attention(*args, **({"num_parts": 0} | options))
+
+        chosen, num_programs = choose_extend_tile(E, torch.bfloat16), num_cores(DEVICE) // K
+        us = microseconds([call(chosen, num_programs)] * 3)
         swept = []
         for tile in product((64, 128), (32, 64, 128), (4, 8), (2, 3)):
-            cut = plan_runs(np.arange(num), lens, np.full(num, cached), tile[0] // (H // K))
-            device_cut = torch.from_numpy(cut).to(DEVICE)
             try:
-                taken = microseconds(
-                    [
-                        lambda: extend_attention(
-                            q,
-                            keys,
-                            values,
-                            pages,
-                            device_cut,
-                            out,
-                            page_size=1,
-                            scale=0.1,
-                            tile=tile,
-                        )
-                    ]
-                    * 2,
-                    5,
-                )
+                taken = microseconds([call(tile, num_programs)] * 2, 5)
             except Exception:
                 continue  # too large for the chip
             swept.append((round(taken, 1), tile))
         flops = 4 * num * new * (cached + new / 2) * H * E
+        whole_us = microseconds([call(chosen, 1)] * 3)  # no run is divided
         yield {"kernel": "extend", "requests": num, "new": new, "cached": cached,
-               "heads": (H, K, E), "us": us, "tflops": flops / us / 1e6,
+               "heads": (H, K, E), "us": us, "tflops": flops / us / 1e6, "whole_us": whole_us,
                "best": sorted(swept)[:4]}  # fmt: skip
 
 
@@ -204,7 +193,6 @@ def bench_small(gbs: float) -> Iterator[dict[str, object]]:
 
 def bench_decode_tiles(gbs: float) -> Iterator[dict[str, object]]:
     """Which tile suits the decode kernel."""
-    num_cores = torch.cuda.get_device_properties(DEVICE).multi_processor_count
     for (B, length), (H, K, E) in product(
         ((64, 256), (64, 1024), (896, 640)), ((32, 8, 128), (32, 8, 64))
     ):
@@ -218,7 +206,7 @@ def bench_decode_tiles(gbs: float) -> Iterator[dict[str, object]]:
         rows = torch.arange(B, device=DEVICE, dtype=torch.int32)
         positions = torch.full((B,), length - 1, device=DEVICE, dtype=torch.int32)
         out = torch.empty_like(q)
-        splits = num_splits(B, K, num_cores)
+        splits = num_splits(B, K, num_cores(DEVICE))
         found = []
         for tile in product((32, 64, 128), (2, 4, 8), (2, 3, 4)):
             calls = [
@@ -274,7 +262,7 @@ def bench_backends(gbs: float) -> Iterator[dict[str, object]]:
             continue
         shape = GraphShape(B, B)
         recorded = RecordedInputs(shape, table, 0)
-        recorded.fill(inputs, layout, np.arange(B), np.zeros((0, 4), np.int32))
+        recorded.fill(inputs, layout, np.arange(B), np.zeros((0, 8), np.int32))
         for variant in reversed(range(attention.num_variants(shape))):
             attention.plan_recorded(table, recorded, variant)
         replan_us = host_microseconds(lambda: attention.choose_variant(layout, table, shape))

@@ -1,11 +1,11 @@
 """What a recorded step reads: one piece of device memory, which one copy fills before a replay.
 
-    │ tokens_4T: row, position, slot, id │ decodes_2W: row, position │ outputs_3W │ runs_X4 │
+    │ tokens_4T: row, position, slot, id │ decodes_2W: row, position │ outputs_3W │ plan_N8 │
                                          └────────── only where there are prompts ──────────┘
 
 What a step leaves over is filled up with a row and a page that nobody has.
 
-Axes: T tokens    W requests that get a token    X pieces of prompts    (all of them at most)
+Axes: T tokens    W requests that get a token    N rows of the prompts' plan    (room for so many)
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from sgl.execution.step_layout import Outputs, StepLayout, padded_len
 class GraphShape(NamedTuple):
     """How much fits into a recorded step.
 
-    num_tokens   T
-    num_outputs  W; decodes are among them
-    num_runs     X, 0 where there are only decodes
+    num_tokens     T
+    num_outputs    W; decodes are among them
+    num_plan_rows  N, 0 where there are only decodes
     """
 
     num_tokens: int
     num_outputs: int
-    num_runs: int = 0
+    num_plan_rows: int = 0
 
     @property
     def has_prompts(self) -> bool:
-        return self.num_runs > 0
+        return self.num_plan_rows > 0
 
 
 Array = TypeVar("Array", np.ndarray, Tensor)
@@ -46,7 +46,7 @@ class _Views(NamedTuple, Generic[Array]):
     tokens_4T: Array
     decodes_2W: Array
     outputs_3W: Array
-    runs_X4: Array
+    plan_N8: Array
 
 
 class RecordedInputs:
@@ -61,21 +61,21 @@ class RecordedInputs:
         views = _views(self._padding, shape)
         views.tokens_4T[0] = views.decodes_2W[0] = views.outputs_3W[1] = table.padding_row
         views.tokens_4T[2] = padding_slot
-        views.runs_X4[:, 0] = table.padding_row
         self._device = table.to_device(self._padding.copy())
         on_device = _views(self._device, shape)
         self.tokens_4T: Tensor = on_device.tokens_4T
         self.decodes_2W: Tensor = on_device.decodes_2W if shape.has_prompts else self.tokens_4T[:2]
         self.outputs = Outputs(*on_device.outputs_3W) if shape.has_prompts else None
-        self.runs_X4: Tensor = on_device.runs_X4
+        self.plan_N8: Tensor = on_device.plan_N8
 
     def fill(
-        self, inputs_4B: np.ndarray, layout: StepLayout, sampled: np.ndarray, runs_N4: np.ndarray
+        self, inputs_4B: np.ndarray, layout: StepLayout, sampled: np.ndarray, plan_N8: np.ndarray
     ) -> None:
         """Write a step there. On a GPU nothing waits for that.
 
         inputs_4B  of `step_inputs`
         sampled    which of the step's requests get a token
+        plan_N8    of the step's prompts, by the attention back end
         """
         filled = self._padding.copy()
         views = _views(filled, self.shape)
@@ -84,7 +84,7 @@ class RecordedInputs:
         if self.shape.has_prompts:
             views.decodes_2W[:, :num_decodes] = inputs_4B[:2, :num_decodes]
             views.outputs_3W[:, : len(sampled)] = layout.host_outputs(sampled)
-            views.runs_X4[: len(runs_N4)] = runs_N4
+            views.plan_N8[: len(plan_N8)] = plan_N8
         host = torch.from_numpy(filled)
         if self._device.device.type == "cuda":
             host = host.pin_memory()
@@ -95,7 +95,7 @@ def _parts(shape: GraphShape) -> list[tuple[int, int, int]]:
     """Rows of each view, numbers in a row, and how far apart the rows start."""
     T, W = shape.num_tokens, shape.num_outputs if shape.has_prompts else 0
     return [(4, T, padded_len(T)), (2, W, padded_len(W)), (3, W, padded_len(W)),
-            (shape.num_runs, 4, 4)]  # fmt: skip
+            (shape.num_plan_rows, 8, 8)]  # fmt: skip
 
 
 def _length(shape: GraphShape) -> int:

@@ -9,7 +9,7 @@ positions, slots, where prompts begin) is read on the device, so a graph never c
 thousands of tokens are not recorded: they take longer than the launches of their kernels.
 
 Axes: B requests of the step    W room for those that get a token    V vocabulary
-      N pieces of prompts
+      N rows of the prompts' plan
 """
 
 from __future__ import annotations
@@ -103,18 +103,18 @@ class StepGraphs:
         """
         if not self.attention.can_replay(layout):
             return None
-        runs_N4 = self.attention.prompt_runs(layout)
-        shape = self._smallest(layout, len(sampled), runs_N4)
+        plan_N8 = self.attention.prompt_plan(layout)
+        shape = self._smallest(layout, len(sampled), plan_N8)
         if shape is None:
             return None
         variant = self.attention.choose_variant(layout, self.table, shape)
-        self.inputs[shape].fill(inputs_4B, layout, sampled, runs_N4)
+        self.inputs[shape].fill(inputs_4B, layout, sampled, plan_N8)
         recording = self.recordings[shape, variant]
         recording.graph.replay()
         return recording.logits_WV[: len(sampled)], recording.ids_W[: len(sampled)]
 
     def _smallest(
-        self, layout: StepLayout, num_sampled: int, runs_N4: np.ndarray
+        self, layout: StepLayout, num_sampled: int, plan_N8: np.ndarray
     ) -> GraphShape | None:
         """The first shape that the step fits into."""
         has_prompts = layout.num_decodes < len(layout.rows_B)
@@ -123,7 +123,7 @@ class StepGraphs:
                 shape.has_prompts == has_prompts
                 and layout.num_tokens <= shape.num_tokens
                 and num_sampled <= shape.num_outputs
-                and len(runs_N4) <= shape.num_runs
+                and len(plan_N8) <= shape.num_plan_rows
             ):
                 return shape
         return None
@@ -206,7 +206,7 @@ def recorded_shapes(
     """
     decodes = [GraphShape(size, size) for size in graph_sizes(max_decodes)] if max_decodes else []
     prompts = [
-        GraphShape(size, max_outputs(size), attention.max_prompt_runs(size))
+        GraphShape(size, max_outputs(size), attention.max_plan_rows(size))
         for size in prompt_sizes(max_tokens)
     ]
     return decodes + [shape for shape in prompts if shape.has_prompts]

@@ -112,7 +112,7 @@ class Graphs:
         self.backend.choose_variant(part, self.table, shape)
         inputs_4B = np.zeros((4, num), np.int32)
         inputs_4B[0], inputs_4B[1] = part.rows_B, part.kv_lens_B - 1
-        self.inputs[shape].fill(inputs_4B, part, np.arange(num), np.zeros((0, 4), np.int32))
+        self.inputs[shape].fill(inputs_4B, part, np.arange(num), np.zeros((0, 8), np.int32))
         self.q_SHE[:num] = self.case.q[torch.from_numpy(chosen).cuda()]
         graph, out_SHE = self.recorded[shape]
         graph.replay()

@@ -147,21 +147,21 @@ def test_what_does_not_fit_runs_unrecorded(bench, monkeypatch):
     for shape in list(graphs.inputs):
         if shape.has_prompts:
             del graphs.inputs[shape]
-    tight = GraphShape(12, 2, small.num_runs)
+    tight = GraphShape(12, 2, small.num_plan_rows)
     graphs.inputs[tight] = RecordedInputs(tight, graphs.table, 0)
     layouts = {
         "too many tokens": ([13], 1),
         "too many outputs": ([1, 1, 2], 3),
-        "too many runs": ([2] * (small.num_runs + 1), 1),
+        "too many runs": ([2] * (small.num_plan_rows + 1), 1),
     }
     for lens, num_sampled in layouts.values():
         lens_B = np.array(lens)
         rows_B = np.zeros(len(lens), np.int64)
         layout = StepLayout(rows_B, lens_B, lens_B, num_decodes=0)
-        runs = np.zeros((len(lens), 4), np.int32)
+        runs = np.zeros((len(lens), 8), np.int32)
         assert graphs._smallest(layout, num_sampled, runs) is None
     fits = StepLayout(np.zeros(1, np.int64), np.array([12]), np.array([12]), 0)
-    assert graphs._smallest(fits, 1, np.zeros((1, 4), np.int32)) == tight
+    assert graphs._smallest(fits, 1, np.zeros((1, 8), np.int32)) == tight
     prompt_logprobs = LogprobOptions(start_len=0, top_num=1)
     asks = bench.new(0, logprobs=prompt_logprobs)
     bench.step([], [asks], [bench.chunk(0, [1, 2, 3], logprob_start=0)])
@@ -171,7 +171,7 @@ def test_what_does_not_fit_runs_unrecorded(bench, monkeypatch):
 @pytest.mark.parametrize("max_tokens", [0, 1, 64, 65, 1000, 2048])
 def test_shapes_hold_any_step_up_to_the_largest(max_tokens):
     class Backend:
-        def max_prompt_runs(self, num_tokens):
+        def max_plan_rows(self, num_tokens):
             return num_tokens
 
     shapes = recorded_shapes(Backend(), 0, max_tokens)

@@ -14,7 +14,9 @@ from sgl.execution.attention.shared_prefix import find_clusters
 from sgl.execution.attention.torch_attention import TorchAttention
 from sgl.execution.attention.triton_attention import TritonAttention
 from sgl.execution.step_layout import StepLayout
+from sgl.kernels import triton_extend_attention
 from sgl.kernels.attention import attention, attention_reference, merge_attention
+from sgl.kernels.triton_extend_attention import RunPlanner
 from sgl.models.batch import AttentionSpec
 
 BACKENDS = [TorchAttention, TritonAttention]
@@ -47,6 +49,53 @@ any_backend = pytest.mark.parametrize("make_backend", BACKENDS)
 def test_paged_ragged_mixed_steps(kv_lens, query_lens, page_size, dtype, device, make_backend):
     case = Case(kv_lens, query_lens, page_size=page_size, dtype=dtype, device=device)
     case.check(make_backend)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("window", [None, 70])
+def test_programs_share_the_keys_of_a_chunk_of_a_long_prompt(window, device, monkeypatch):
+    for name in ("MIN_PART_KEYS", "PART_UNIT"):
+        monkeypatch.setattr(triton_extend_attention, name, 64)
+    spec = AttentionSpec(num_heads=6, num_kv_heads=2, head_dim=16, scale=0.25, window=window)
+    case = Case([50, 700, 90, 333], [1, 61, 90, 3], spec=spec, dtype=torch.float16, device=device)
+
+    def with_programs(layers, cache):
+        backend = TritonAttention(layers, cache)
+        backend.planner = RunPlanner(backend.planner.run_len, num_programs=12)
+        return backend
+
+    backend = case.check(with_programs)
+    assert backend.num_parts == 12
+    num_merged = int((backend.plan_N8[:6, 3] > 1).sum())
+    assert 2 <= num_merged < 6
+
+
+def test_every_key_of_every_new_token_is_somebody_s_work():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        planner = RunPlanner(int(rng.choice([16, 32, 128])), int(rng.integers(1, 70)))
+        num = int(rng.integers(1, 9))
+        query_lens, starts = rng.integers(1, 400, num), rng.integers(0, 30_000, num)
+        plan = planner.plan(np.arange(num), query_lens, starts, first_token=5)
+        merges, runs = plan[: planner.max_merges], plan[planner.max_merges :]
+        assert len(plan) <= planner.max_rows(int(query_lens.sum()), num)
+        merged = {first + i: (token, num_tokens) for token, num_tokens, first, count in
+                  merges[:, :4].tolist() for i in range(count)}  # fmt: skip
+        work = np.zeros((int(query_lens.sum()), int((starts + query_lens).max())), np.int8)
+        for row, token, position, num_tokens, begin, end, part, _ in runs.tolist():
+            assert token - 5 - query_lens[:row].sum() == position - starts[row]
+            assert 0 <= begin < end <= position + num_tokens
+            assert (part == 0) == (begin == 0 and end == position + num_tokens)
+            if part:
+                assert merged.pop(part - 1) == (token, num_tokens)
+            work[token - 5 : token - 5 + num_tokens, begin:end] += 1
+        assert not merged
+        assert len(runs) <= planner.num_programs + (-(-query_lens // planner.run_len)).sum()
+        token = 0
+        for length, start in zip(query_lens, starts, strict=True):
+            for offset in range(length):
+                assert (work[token, : start + offset + 1] == 1).all()
+                token += 1
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -35,12 +35,13 @@ class AttentionBackend(Protocol):
 class RecordableBackend(AttentionBackend, Protocol):
     """One whose steps can be recorded in a CUDA graph: launches depend on a step's shape alone."""
 
-    def max_prompt_runs(self, num_tokens: int) -> int:
-        """Into how many pieces the prompts of a recorded step may be divided; 0: steps with prompts
-        cannot be recorded."""
+    def max_plan_rows(self, num_tokens: int) -> int:
+        """Rows that the plan of a recorded step's prompts may have; 0: steps with prompts cannot be
+        recorded."""
 
-    def prompt_runs(self, layout: StepLayout) -> np.ndarray:
-        """The pieces of a step's prompts, int32 [N, 4]; what they mean is the back end's affair."""
+    def prompt_plan(self, layout: StepLayout) -> np.ndarray:
+        """How to divide the work on a step's prompts, int32 [N, 8], empty if there are none. What
+        the numbers mean is the back end's affair; rows of zeros change nothing."""
 
     def num_variants(self, shape: GraphShape) -> int:
         """How many graphs there may be of a shape; they are numbered from 0."""

@@ -86,11 +86,11 @@ class FlashinferAttention:
             for kernels in self.kernels.values():
                 kernels.plan_prefill(query_indptr_B, chunks, indices_N[decodes.total :])
 
-    def max_prompt_runs(self, num_tokens: int) -> int:
+    def max_plan_rows(self, num_tokens: int) -> int:
         return 0
 
-    def prompt_runs(self, layout: StepLayout) -> np.ndarray:
-        return np.zeros((0, 4), np.int32)
+    def prompt_plan(self, layout: StepLayout) -> np.ndarray:
+        return np.zeros((0, 8), np.int32)
 
     def num_variants(self, shape: GraphShape) -> int:
         return 1

@@ -1,7 +1,7 @@
 """Attention with our Triton kernels: split-KV for the decodes of a step, tiles for its chunks.
 
 Axes: T tokens of the step    B requests of the step    D decodes, or room for them
-      N pieces of prompts    H query heads    E head size
+      N rows of the prompts' plan    H query heads    E head size
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sgl.kernels.triton_decode_attention import (
     members_per_block,
     num_splits,
 )
-from sgl.kernels.triton_extend_attention import choose_tile, extend_attention, plan_runs
+from sgl.kernels.triton_extend_attention import RunPlanner, choose_tile, extend_attention
 from sgl.models.batch import AttentionSpec
 
 MAX_PREFIX_SPLITS = 8
@@ -46,13 +46,17 @@ class TritonAttention:
         self.group_size = layers[0].num_heads // layers[0].num_kv_heads
         self.blocks = PrefixBlocks(cache.page_size, members_per_block(self.group_size))
         self.tile = choose_tile(layers[0].head_dim, cache.model_dtype)
-        self.run_len = self.tile[0] // self.group_size  # tokens of a prompt that a program takes
+        self.planner = RunPlanner(
+            run_len=self.tile[0] // self.group_size,
+            num_programs=max(1, self.num_cores // layers[0].num_kv_heads),
+        )
+        self.num_parts = 0
         self.splits = 1
         self.prefixes: SharedPrefixes | None = None
         self.uploaded: dict[int, SharedPrefixes] = {}  # version -> what the last step used
         self.recorded: dict[GraphShape, SharedPrefixes] = {}  # where the graph reads them
         self.recorded_version: dict[GraphShape, int] = {}  # what is written there
-        self.pages_RP = self.decodes_2D = self.runs_N4 = torch.empty((0, 0))
+        self.pages_RP = self.decodes_2D = self.plan_N8 = torch.empty((0, 0))
 
     def plan(self, layout: StepLayout, table: RequestTable, inputs_4T: Tensor) -> None:
         num = layout.num_decodes
@@ -60,18 +64,21 @@ class TritonAttention:
         self.decodes_2D = inputs_4T[:2, :num]
         self.splits = self._num_splits(num)
         self.prefixes = self._shared_prefixes(layout, table)
-        self.runs_N4 = table.to_device(self.prompt_runs(layout))
+        plan_N8 = self.prompt_plan(layout)
+        self.plan_N8 = table.to_device(plan_N8)
+        has_parts = plan_N8[: self.planner.max_merges].any()
+        self.num_parts = self.planner.num_programs if has_parts else 0
 
-    def max_prompt_runs(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.run_len) + MAX_SHORT_RUNS
+    def max_plan_rows(self, num_tokens: int) -> int:
+        return self.planner.max_rows(num_tokens, num_short=MAX_SHORT_RUNS)
 
-    def prompt_runs(self, layout: StepLayout) -> np.ndarray:
+    def prompt_plan(self, layout: StepLayout) -> np.ndarray:
         num = layout.num_decodes
-        starts_B = layout.kv_lens_B - layout.query_lens_B
-        lens = layout.query_lens_B[num:], starts_B[num:]
-        runs_N4 = plan_runs(layout.rows_B[num:], *lens, self.run_len)
-        runs_N4[:, 1] += num  # the decodes' tokens come first
-        return runs_N4
+        if num == len(layout.rows_B):
+            return np.zeros((0, 8), np.int32)
+        # the decodes' tokens come first
+        lens_B = layout.query_lens_B[num:], (layout.kv_lens_B - layout.query_lens_B)[num:]
+        return self.planner.plan(layout.rows_B[num:], *lens_B, first_token=num)
 
     def num_variants(self, shape: GraphShape) -> int:
         return 2 if shape.num_outputs >= MIN_SHARING else 1
@@ -79,7 +86,8 @@ class TritonAttention:
     def plan_recorded(self, table: RequestTable, inputs: RecordedInputs, variant: int) -> None:
         shape = inputs.shape
         self.pages_RP = table.device_pages_RP
-        self.decodes_2D, self.runs_N4 = inputs.decodes_2W, inputs.runs_X4
+        self.decodes_2D, self.plan_N8 = inputs.decodes_2W, inputs.plan_N8
+        self.num_parts = self.planner.num_programs
         self.splits = self._num_splits(
             shape.num_outputs // (TYPICAL_SHARE if shape.has_prompts else 1)
         )
@@ -123,14 +131,16 @@ class TritonAttention:
                 splits=self.splits,
                 prefixes=None if spec.window else self.prefixes,
             )
-        if len(self.runs_N4):
+        if len(self.plan_N8):
             extend_attention(
                 q_THE,
                 keys,
                 values,
                 self.pages_RP,
-                self.runs_N4,
+                self.plan_N8,
                 out_THE,
+                num_merges=self.planner.max_merges,
+                num_parts=self.num_parts,
                 page_size=self.cache.page_size,
                 scale=spec.scale,
                 window=spec.window,
