@@ -184,9 +184,9 @@ class ServerConfig:
     )
     max_prefill_tokens: int = flag("upper bound of --chunked-prefill-size", default=16384, low=1)
     min_prefill_tokens: int | None = flag(
-        "prompt tokens of a step with running streams, while few wait: with 160, streams on a GPU "
-        "hardly notice a new prompt, which takes more steps then",
-        default_text="--chunked-prefill-size",
+        "prompt tokens of a step beside running streams, while few requests wait: few tokens let "
+        "streams run on while a long prompt is computed, which takes more steps then",
+        default_text="on cuda 256, on the CPU --chunked-prefill-size",
         low=1,
     )
     page_size: int = flag("tokens of a page of the KV cache", default=1, low=1, high=1024)
@@ -324,7 +324,8 @@ class ServerConfig:
             max_total_tokens=self.max_total_tokens or (None if on_cuda else 131072),
             max_running_requests=self.max_running_requests or (1024 if on_cuda else 32),
             max_step_tokens=min(step_tokens, self.max_prefill_tokens),
-            min_prefill_tokens=self.min_prefill_tokens or self.max_prefill_tokens,
+            min_prefill_tokens=self.min_prefill_tokens
+            or (256 if on_cuda else self.max_prefill_tokens),
             num_cpu_threads=self.num_cpu_threads or max(1, num_cores // self.tp_size),
         )
 

@@ -33,7 +33,7 @@ from sgl.messages import (
 )
 from sgl.scheduling.admission import Admission
 from sgl.scheduling.kv_store import KvStore
-from sgl.scheduling.limits import Limits
+from sgl.scheduling.limits import Limits, PromptBudget
 from sgl.scheduling.policy import Policy, order
 from sgl.scheduling.request import Request
 
@@ -96,7 +96,6 @@ class Batcher:
         self.running: list[Request] = []
         self.in_flight: deque[Step] = deque()
         self.totals = Totals()
-        self._num_waiting_tokens = 0
         self._free_rows = list(range(limits.max_rows))
         self._released_rows: list[int] = []
         self._last_decode_rows = b""
@@ -121,7 +120,6 @@ class Batcher:
         self._num_arrived += 1
         self.requests[request.request_id] = request
         self.waiting.append(request)
-        self._num_waiting_tokens += request.prompt_len
 
     def end(self, request_id: RequestId, finish: Finish) -> TokenDelta | None:
         """End a request in whatever state it is; None if there is no such request."""
@@ -192,7 +190,6 @@ class Batcher:
         assert len(self.requests) == len(self.waiting) + len(self.running)
         rows = [request.row for request in self.running]
         assert sorted(rows + self._free_rows) == list(range(self.limits.max_rows))
-        assert self._num_waiting_tokens == sum(request.prompt_len for request in self.waiting)
 
     def _plan_decodes(self) -> tuple[list[Request], list[Request], Int32Bytes]:
         """The requests that decode, those of them that get a page for it, and these pages."""
@@ -215,26 +212,23 @@ class Batcher:
     def _plan_chunks(self, step: Step, admitted: list[NewRow], num_decodes: int) -> Iterator[Chunk]:
         """Prefill in what is left beside the decodes: first what was begun, then new requests."""
         begun = [request for request in self.running if request.is_prefilling]
-        rest = sum(len(request.token_ids) - request.num_planned for request in begun)
-        budget = self.limits.prompt_tokens(num_decodes, self._num_waiting_tokens + rest)
+        budget = self.limits.prompt_budget(num_decodes, len(self.waiting) + len(begun))
         for request in begun:
-            if budget <= 0:
+            if budget.is_spent:
                 return
             if chunk := self._chunk(step, request, budget):
-                budget -= len(chunk.token_ids) // 4
                 yield chunk
         for request in self._candidates(budget):
             admitted.append(self._admit(request))
             chunk = self._chunk(step, request, budget)
             assert chunk, "a request was admitted without memory for a single token"
-            budget -= len(chunk.token_ids) // 4
             yield chunk
-            if budget <= 0:
+            if budget.is_spent:
                 break
 
-    def _candidates(self, budget: int) -> Iterator[Request]:
+    def _candidates(self, budget: PromptBudget) -> Iterator[Request]:
         """Waiting requests that may start now, in order; each is attached to its cached prefix."""
-        if budget <= 0 or not self.waiting or not self._free_rows:
+        if budget.is_spent or not self.waiting or not self._free_rows:
             return
         window = order(self.waiting, self.policy, self.store.cache, self.rng)
         self.admission.begin(self.running)
@@ -253,7 +247,6 @@ class Batcher:
 
     def _admit(self, request: Request) -> NewRow:
         self.waiting.remove(request)
-        self._num_waiting_tokens -= request.prompt_len
         self.running.append(request)
         request.row = heappop(self._free_rows)
         request.is_prefilling = True
@@ -274,13 +267,14 @@ class Batcher:
             logprobs=request.logprobs,
         )
 
-    def _chunk(self, step: Step, request: Request, budget: int) -> Chunk | None:
+    def _chunk(self, step: Step, request: Request, budget: PromptBudget) -> Chunk | None:
         """As much of a request's prefill as budget and memory allow; None if that is nothing."""
         start, target = request.num_planned, len(request.token_ids)
         held = len(request.pages) + self.store.num_available
-        end = min(target, start + budget, held * self.store.page_size)
+        end = min(start + budget.fitting(start, target - start), held * self.store.page_size)
         if end <= start:
             return None
+        budget.take(start, end - start)
         pages = self.store.grow(request, end)
         is_end = end == target
         is_sampled = is_end and request.max_new_tokens > 0
@@ -365,7 +359,6 @@ class Batcher:
         self.store.release(victim)
         victim.num_retractions += 1
         self.waiting.insert(0, victim)
-        self._num_waiting_tokens += victim.prompt_len
         self.totals.num_retractions += 1
         self.admission.tighten(self.running)
         return True
@@ -381,7 +374,6 @@ class Batcher:
             self._give_row(request)
         else:
             self.waiting.remove(request)
-            self._num_waiting_tokens -= request.prompt_len
         self.store.release(request)
 
     def _give_row(self, request: Request) -> None:
