@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 MAX_WASTE = 0.12  # of a filled-up batch, at most
 LARGE_BATCH = 256  # from here on matrix products are bound by arithmetic, not by reading weights
-MIN_PROMPT_TOKENS = 64  # smaller steps take as long
+PROMPT_TILE = 64  # tokens; smaller steps with prompts take as long
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,11 +188,11 @@ def graph_sizes(max_size: int) -> list[int]:
 
 
 def prompt_sizes(max_tokens: int) -> list[int]:
-    """Numbers of tokens that steps with prompts are recorded for: whole tiles, a fifth apart."""
-    sizes, size = [], MIN_PROMPT_TOKENS
+    """Numbers of tokens that steps with prompts are recorded for: whole tiles."""
+    sizes, size = [], PROMPT_TILE
     while size < max_tokens:
         sizes.append(size)
-        size += max(64, 1 << (size.bit_length() - 3))
+        size += PROMPT_TILE if size < 1024 else 2 * PROMPT_TILE
     return [*sizes, max_tokens] if max_tokens else []
 
 

@@ -2,10 +2,10 @@
 
 Streams pause while a step computes prompts. A step of decodes alone is bound by reading the
 weights; some prompt tokens beside them cost next to nothing, many make it ten times as long. So
-where streams run, prompts get as much time as the decodes take, and a multiple of it where many
-requests wait:
+where streams run, prompts get a share of each step: the larger the more streams there are, as new
+requests come more often then, and a multiple of it where several wait:
 
-    32 streams, 1 waits ──▶ 320 tokens a step      100 wait ──▶ 8,000
+    32 streams, 1 waits ──▶ 320 tokens a step      32 streams, 50 wait ──▶ 8,000
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-TOKENS_PER_DECODE = 2  # a decode, which reads its whole KV, takes as long as so many prompt tokens
-WAITING_PER_SHARE = 4  # requests that wait; each so many get prompts one more share of the time
+TOKENS_PER_DECODE = 6  # prompt tokens for each stream beside them; its token takes as long as two
+WAITING_PER_SHARE = 2  # requests that wait; each so many get prompts one more share
 CONTEXT_OF_A_TOKEN = 8192  # to attend to so many tokens takes as long as the rest of a token's work
 MAX_OVERRUN = 1.25  # a prompt's last tokens are not left for another step
 

@@ -180,4 +180,4 @@ def test_shapes_hold_any_step_up_to_the_largest(max_tokens):
     assert sizes[-1:] == ([max_tokens] if max_tokens else [])
     assert all(shape.num_outputs == max_outputs(shape.num_tokens) for shape in shapes)
     for smaller, larger in pairwise(sizes):
-        assert larger - smaller <= max(64, larger / 4)
+        assert larger - smaller <= max(64, larger / 8)
