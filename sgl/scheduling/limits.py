@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-TOKENS_PER_DECODE = 6  # prompt tokens for each stream beside them; its token takes as long as two
+TOKENS_PER_DECODE = 4  # prompt tokens for each stream beside them; its token takes as long as two
 WAITING_PER_SHARE = 2  # requests that wait; each so many get prompts one more share
 CONTEXT_OF_A_TOKEN = 8192  # to attend to so many tokens takes as long as the rest of a token's work
 MAX_OVERRUN = 1.25  # a prompt's last tokens are not left for another step

@@ -6,19 +6,19 @@ import pytest
 
 from sgl.scheduling.limits import Limits, PromptBudget
 
-LIMITS = Limits(max_step_tokens=8192, min_prompt_tokens=128, max_rows=1024, max_total_len=10**6)
+LIMITS = Limits(max_step_tokens=8192, min_prompt_tokens=192, max_rows=1024, max_total_len=10**6)
 
 
 @pytest.mark.parametrize(
     ("num_decodes", "num_waiting", "wanted"),
     [
         (0, 1, PromptBudget(8192)),  # nobody is kept waiting
-        (1, 1, PromptBudget(134, is_gentle=True)),
+        (1, 1, PromptBudget(196, is_gentle=True)),
         (32, 3, PromptBudget(320, is_gentle=True)),
         (32, 4, PromptBudget(640, is_gentle=True)),
         (32, 50, PromptBudget(8000, is_gentle=True)),
         (32, 1000, PromptBudget(8160)),  # decodes count against the step
-        (900, 3, PromptBudget(5528, is_gentle=True)),  # a step of many decodes is long anyway
+        (900, 3, PromptBudget(3792, is_gentle=True)),  # a step of many decodes is long anyway
         (8000, 1000, PromptBudget(2048)),  # prompts get a quarter
     ],
 )
