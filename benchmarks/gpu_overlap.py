@@ -2,9 +2,9 @@
 
     python -m benchmarks.gpu_overlap
 
-The layers of a decode step of 896 requests with 640 tokens each (8B shape), milliseconds a step: one
-after the other; in two halves on two streams; and with the multiprocessors divided between the two
-streams (green contexts), cuBLAS told how many it has.
+The layers of a decode step of 896 requests with 640 tokens each (8B shape), milliseconds a step:
+one after the other; in two halves on two streams; and with the multiprocessors divided between the
+two streams (green contexts), cuBLAS told how many it has.
 """
 
 from __future__ import annotations
