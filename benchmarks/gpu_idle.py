@@ -10,7 +10,9 @@
     gpu   a profile of steps, from when all prompts are computed: what the device did (gpu_gaps.py)
 
 CPU time is that of all threads of a process, and includes polling for what is due soon. `caller` is
-this process, which holds the engine's front; in a server that is the ingress.
+this process, which holds the engine's front; in a server that is the ingress. Where the prompts
+take many steps, as on a CPU, requests begin and end one after the other, and the decode phase holds
+steps of smaller batches too: a larger chunked_prefill_size among the --options avoids that.
 """
 
 from __future__ import annotations
