@@ -48,11 +48,14 @@ def shared_prefixes(seed: int, num_groups: int = 64, group_size: int = 16) -> Wo
     return Work(prompts, [64] * len(prompts))
 
 
-def equal(seed: int, num_requests: int, num_in: int, num_out: int) -> Work:
-    """w3 and w4"""
+def equal(
+    seed: int, num_requests: int, num_in: int, num_out: int, ids: tuple[int, int] = IDS
+) -> Work:
+    """w3 and w4; other `ids` for a model with a small vocabulary"""
     rng = random.Random(seed)
-    return Work([_ids(rng, num_in) for _ in range(num_requests)], [num_out] * num_requests)
+    prompts = [_ids(rng, num_in, ids) for _ in range(num_requests)]
+    return Work(prompts, [num_out] * num_requests)
 
 
-def _ids(rng: random.Random, num: int) -> list[int]:
-    return [rng.randrange(*IDS) for _ in range(num)]
+def _ids(rng: random.Random, num: int, ids: tuple[int, int] = IDS) -> list[int]:
+    return [rng.randrange(*ids) for _ in range(num)]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from toy import toy_flags
 
+from benchmarks import gpu_idle
 from sgl.cli import run_command
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -61,3 +63,20 @@ def test_what_the_engine_refuses_is_a_sentence(
     error = capsys.readouterr().err
     assert "2048" in error
     assert "Traceback" not in error
+
+
+def test_cpu_time_of_every_process_in_a_decode_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "results.jsonl"
+    argv = ["gpu_idle", "tiny", "--batch", "2", "4", "--output-len", "32", "--out", str(results)]
+    monkeypatch.setattr(sys, "argv", [*argv, "--options", '{"device": "cpu"}'])
+    gpu_idle.main()
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [(line["batch"], line["measured"]) for line in lines] == [(2, "cpu"), (4, "cpu")]
+    for line in lines:
+        names = ["step", "caller", "detokenizer", "scheduler", "worker0"]
+        assert list(line["parts"]) == names
+        assert 3 * 28 < line["steps"] < 3 * 34  # 31 a run, more or less as requests arrive
+        assert line["parts"]["worker0"]["ms"] > 0
+    assert "The idle time of a GPU was left out" in capsys.readouterr().out
