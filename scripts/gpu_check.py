@@ -158,8 +158,10 @@ def _steps(arguments: argparse.Namespace) -> Iterator[Step]:
     for family in ("llama", "qwen2"):
         yield Step(f"tiny {family}", "scripts.gpu_steps.tiny", 110, ("--family", family))
     model = [str(path) for path in arguments.model or ()]
-    yield Step("smollm2", "scripts.gpu_steps.smollm2", 150, ("--model", *model) if model else ())
+    real_model = ("--model", *model) if model else ()
+    yield Step("smollm2", "scripts.gpu_steps.smollm2", 150, real_model)
     yield Step("llama 8b", "scripts.gpu_steps.llama_8b", 180)
+    yield Step("smollm2 matrix", "scripts.gpu_steps.smollm2_matrix", 240, real_model)
 
 
 def _test_files() -> list[Path]:
@@ -183,7 +185,7 @@ def _row(result: dict[str, Any]) -> str:
         f"{key} {value}" for key, value in result.items() if key not in ("step", "check", "ok")
     )
     flat = " ".join(figures.split())
-    return f"{verdict:7}{result['step']:28}{result['check']:40}{flat}"
+    return f"{verdict:7}{result['step']:28}{result['check']:44}{flat}"
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

@@ -35,7 +35,7 @@ def main() -> None:
     options.add_argument("--model", type=Path, nargs="+")
     arguments = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="smollm2-") as scratch:
-        model = _model(arguments.model, Path(scratch))
+        model = model_file(arguments.model, Path(scratch))
         if model is None:
             arguments.found.add("model", None, why="none given with --model, none installed")
             return
@@ -44,7 +44,7 @@ def main() -> None:
             trial.run(Path(scratch), arguments.quick)
 
 
-def _model(paths: list[Path] | None, scratch: Path) -> str | None:
+def model_file(paths: list[Path] | None, scratch: Path) -> str | None:
     """One file; several parts are joined in the order given."""
     if not paths:
         try:
@@ -135,7 +135,7 @@ class Trial:
         wrong, num_ties = [], 0
         for (name, answer), output in zip(items, outputs, strict=True):
             if not answer.agrees(output):
-                is_tie = answer.parts_at_tie(output["output_ids"])
+                is_tie = answer.parts_at_tie(output["output_ids"], reference.TIE)
                 num_ties += is_tie
                 wrong += [] if is_tie else [name]
         self._add("answers of transformers", not wrong, of=len(items), ties=num_ties, wrong=wrong)
