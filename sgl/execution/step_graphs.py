@@ -116,8 +116,9 @@ class StepGraphs:
     def _smallest(
         self, layout: StepLayout, num_sampled: int, plan_N8: np.ndarray
     ) -> GraphShape | None:
-        """The first shape that the step fits into."""
+        """The first shape that the step fits into, if it does not fill up too much."""
         has_prompts = layout.num_decodes < len(layout.rows_B)
+        most_tokens = layout.num_tokens + max(2 * PROMPT_TILE, layout.num_tokens // 4)
         for shape in self.inputs:
             if (
                 shape.has_prompts == has_prompts
@@ -125,7 +126,7 @@ class StepGraphs:
                 and num_sampled <= shape.num_outputs
                 and len(plan_N8) <= shape.num_plan_rows
             ):
-                return shape
+                return shape if shape.num_tokens <= most_tokens else None
         return None
 
     def _record(

@@ -160,8 +160,16 @@ def test_what_does_not_fit_runs_unrecorded(bench, monkeypatch):
         layout = StepLayout(rows_B, lens_B, lens_B, num_decodes=0)
         runs = np.zeros((len(lens), 8), np.int32)
         assert graphs._smallest(layout, num_sampled, runs) is None
+    one_run = np.zeros((1, 8), np.int32)
     fits = StepLayout(np.zeros(1, np.int64), np.array([12]), np.array([12]), 0)
-    assert graphs._smallest(fits, 1, np.zeros((1, 8), np.int32)) == tight
+    assert graphs._smallest(fits, 1, one_run) == tight
+    roomy = GraphShape(512, 512, small.num_plan_rows)
+    graphs.inputs[roomy] = RecordedInputs(roomy, graphs.table, 0)
+    for num_tokens, shape in ((380, None), (390, roomy)):
+        lens_B = np.array([num_tokens])
+        layout = StepLayout(np.zeros(1, np.int64), lens_B, lens_B, 0)
+        found = graphs._smallest(layout, 1, one_run)
+        assert found == shape, num_tokens
     prompt_logprobs = LogprobOptions(start_len=0, top_num=1)
     asks = bench.new(0, logprobs=prompt_logprobs)
     bench.step([], [asks], [bench.chunk(0, [1, 2, 3], logprob_start=0)])
