@@ -81,6 +81,11 @@ class Tokenizer:
         text: str = self._fast.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
+    def to_json(self) -> str:
+        """The whole tokenizer, as a tokenizer.json holds it."""
+        text: str = self._fast.to_str()
+        return text
+
     @cached_property
     def vocab_size(self) -> int:
         """One more than the largest id, added tokens included."""

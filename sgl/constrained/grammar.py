@@ -1,0 +1,150 @@
+"""What an answer must match, as clients write it, in the language of llguidance.
+
+    regex, json_schema, ebnf, structural tags ──▶ Grammar ──▶ one text that llguidance compiles
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+from llguidance import LLMatcher, StructTag
+from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
+
+from sgl.errors import InvalidRequestError
+
+ANY_JSON = "$$ANY$$"  # as a schema: any JSON value
+MAX_CHARS = 1_000_000
+MAX_DEPTH = 64  # of a schema: what reads it recurses
+
+
+class Kind(StrEnum):
+    REGEX = "regex"
+    JSON_SCHEMA = "json_schema"
+    EBNF = "ebnf"
+    STRUCTURAL_TAG = "structural_tag"
+
+
+class Grammar(msgspec.Struct, frozen=True, array_like=True):
+    """A grammar as it travels, and the key it is cached under.
+
+    kind  the field of the request it comes from
+    text  for llguidance
+    """
+
+    kind: Kind
+    text: str
+
+
+def parse_grammar(kind: Kind, source: str | dict[str, Any]) -> Grammar:
+    """Raises InvalidRequestError for what cannot be a grammar; compiling it may find more."""
+    if isinstance(source, str) and len(source) > MAX_CHARS:
+        raise InvalidRequestError(
+            f"{kind} has {len(source)} characters, at most {MAX_CHARS} are read", param=kind
+        )
+    return Grammar(kind, _PARSERS[kind](source))
+
+
+def _from_regex(source: str | dict[str, Any]) -> str:
+    """`\\d` is an ASCII digit: of the hundreds of others, Python knows fewer than llguidance."""
+    text = re.sub(r"\\(.)", _ascii_digits(_text(Kind.REGEX, source)), _text(Kind.REGEX, source))
+    return LLMatcher.grammar_from_regex(text)
+
+
+def _from_json_schema(source: str | dict[str, Any]) -> str:
+    schema = {} if source == ANY_JSON else _json(Kind.JSON_SCHEMA, source)
+    _check_depth(schema)
+    # one optional space where JSON allows any: a model cannot go on with spaces for ever
+    return LLMatcher.grammar_from_json_schema(
+        json.dumps(schema), defaults={"whitespace_pattern": "[ ]?"}
+    )
+
+
+def _from_ebnf(source: str | dict[str, Any]) -> str:
+    text = _text(Kind.EBNF, source)
+    try:
+        return LLMatcher.grammar_from_lark(gbnf_to_lark(text))
+    except GbnfToLarkError as error:
+        raise InvalidRequestError(f"ebnf: {error}", param=Kind.EBNF) from None
+
+
+class _Structure(msgspec.Struct):
+    begin: str
+    end: str
+    schema: dict[str, Any]
+
+
+class _StructuralTag(msgspec.Struct):
+    structures: list[_Structure]
+    triggers: list[str]
+
+
+def _from_structural_tag(source: str | dict[str, Any]) -> str:
+    try:
+        wanted = msgspec.convert(_json(Kind.STRUCTURAL_TAG, source), _StructuralTag)
+    except msgspec.ValidationError as error:
+        raise _refused(Kind.STRUCTURAL_TAG, str(error)) from None
+    tags = []
+    for structure in wanted.structures:
+        trigger = next(filter(structure.begin.startswith, filter(None, wanted.triggers)), None)
+        if trigger is None:
+            raise _refused(
+                Kind.STRUCTURAL_TAG, f"no trigger is the beginning of {structure.begin!r}"
+            )
+        _check_depth(structure.schema)
+        tags.append(
+            StructTag(
+                trigger=trigger,
+                begin=structure.begin,
+                grammar=structure.schema,
+                end=structure.end,
+            )
+        )
+    if not tags:
+        raise _refused(Kind.STRUCTURAL_TAG, "structures is empty")
+    return LLMatcher.grammar_from_lark(StructTag.to_grammar(tags, assume_special=False))
+
+
+_PARSERS: dict[Kind, Callable[[str | dict[str, Any]], str]] = {
+    Kind.REGEX: _from_regex,
+    Kind.JSON_SCHEMA: _from_json_schema,
+    Kind.EBNF: _from_ebnf,
+    Kind.STRUCTURAL_TAG: _from_structural_tag,
+}
+
+
+def _text(kind: Kind, source: str | dict[str, Any]) -> str:
+    if not isinstance(source, str):
+        raise _refused(kind, "it must be a string")
+    return source
+
+
+def _json(kind: Kind, source: str | dict[str, Any]) -> Any:
+    if isinstance(source, dict):
+        return source
+    try:
+        found = json.loads(source)
+    except (ValueError, RecursionError) as error:
+        raise _refused(kind, f"it is not valid JSON: {error}") from None
+    if not isinstance(found, dict | bool):
+        raise _refused(kind, "it must be a JSON object")
+    return found
+
+
+def _check_depth(schema: Any) -> None:
+    level = [schema]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for item in level:
+            inner += item.values() if isinstance(item, dict) else item if isinstance(item, list) else []
+        level = inner
+        if not level:
+            return
+    raise _refused(Kind.JSON_SCHEMA, f"it is nested deeper than {MAX_DEPTH} levels")
+
+
+def _refused(kind: Kind, why: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{kind}: {why}", param=kind)

@@ -1,0 +1,180 @@
+"""Grammars as clients write them, compiled for a real tokenizer."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+
+import numpy as np
+import pytest
+
+from sgl.constrained.grammar import Kind, parse_grammar
+from sgl.constrained.matcher import CompiledGrammar, GrammarVocabulary
+from sgl.errors import InvalidRequestError
+from sgl.model_files import demo_model_path
+from sgl.tokenizer import Tokenizer
+
+VOCAB_SIZE = 49_160  # of the logits: eight more than the tokenizer has
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.load(demo_model_path())
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tokenizer) -> GrammarVocabulary:
+    return GrammarVocabulary(tokenizer.to_json(), VOCAB_SIZE, tokenizer.eos_ids)
+
+
+def allowed(matcher) -> np.ndarray:
+    words = np.zeros(-(-VOCAB_SIZE // 32), np.uint32)
+    matcher.write_mask(words)
+    bits = np.unpackbits(words.view(np.uint8), bitorder="little")
+    assert not bits[VOCAB_SIZE:].any()
+    return np.flatnonzero(bits)
+
+
+def random_answer(kind, source, tokenizer, vocabulary, seed=0, most=400) -> str:
+    """Draws among the allowed tokens until the end is drawn, ends where it can after `most`."""
+    rng = random.Random(seed)
+    matcher = CompiledGrammar(parse_grammar(kind, source), vocabulary).matcher()
+    ids: list[int] = []
+    while not matcher.has_ended and len(ids) < 2 * most:
+        choices = allowed(matcher)
+        ends = sorted(tokenizer.eos_ids & set(choices.tolist()))
+        if ends and (len(ids) >= most or rng.random() < 0.2):
+            break
+        choices = [i for i in choices.tolist() if i not in tokenizer.eos_ids]
+        if not choices:
+            break
+        ids.append(rng.choice(choices))
+        assert matcher.take([ids[-1]])
+    assert matcher.may_end
+    return tokenizer.decode(ids)
+
+
+REGEXES = [
+    r"((25[0-5]|2[0-4]\d|[01]?\d\d?)\.){3}(25[0-5]|2[0-4]\d|[01]?\d\d?)",
+    r"^\d{4}-\d{2}-\d{2}$",
+    r"(é|ü|日本|🙂){1,5}",
+    r'\{"name": "[\w\d ]{1,16}", "alive": "(Alive|Deceased)"\}',
+]
+
+
+@pytest.mark.parametrize("regex", REGEXES)
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_is_drawn_matches_the_regex(regex, seed, tokenizer, vocabulary):
+    answer = random_answer(Kind.REGEX, regex, tokenizer, vocabulary, seed)
+    assert re.fullmatch(regex, answer)
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "integer", "minimum": 3, "maximum": 99},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3},
+        "ok": {"type": "boolean"},
+    },
+    "required": ["id", "tags", "ok"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("source", [SCHEMA, json.dumps(SCHEMA)], ids=["object", "text"])
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_is_drawn_validates(source, seed, tokenizer, vocabulary):
+    answer = json.loads(random_answer(Kind.JSON_SCHEMA, source, tokenizer, vocabulary, seed))
+    assert set(answer) == {"id", "tags", "ok"}
+    assert 3 <= answer["id"] <= 99
+    assert set(answer["tags"]) <= {"a", "b"}
+    assert len(answer["tags"]) <= 3
+
+
+def test_ebnf_begins_at_root(tokenizer, vocabulary):
+    ebnf = 'root ::= "Hello " name\nname ::= "Ann" | "Bob" [0-9]+'
+    answer = random_answer(Kind.EBNF, ebnf, tokenizer, vocabulary)
+    assert re.fullmatch("Hello (Ann|Bob[0-9]+)", answer)
+
+
+def test_a_structural_tag_constrains_what_follows_its_trigger(tokenizer, vocabulary):
+    tag = {
+        "structures": [{"begin": "<call>", "end": "</call>", "schema": SCHEMA}],
+        "triggers": ["<call"],
+    }
+    compiled = CompiledGrammar(parse_grammar(Kind.STRUCTURAL_TAG, tag), vocabulary)
+    matcher = compiled.matcher()
+    assert matcher.take(tokenizer.encode("Let me see. ", add_special_tokens=False))
+    assert matcher.may_end
+    assert matcher.take(tokenizer.encode("<call>", add_special_tokens=False))
+    assert not matcher.take(tokenizer.encode("no", add_special_tokens=False))
+    assert matcher.take(tokenizer.encode('{"id": 5', add_special_tokens=False))
+
+
+def test_forced_tokens_are_those_of_the_tokenizer(tokenizer, vocabulary):
+    compiled = CompiledGrammar(parse_grammar(Kind.REGEX, r'\{"name": "[a-z]+"\}'), vocabulary)
+    matcher = compiled.matcher()
+    forced = matcher.forced()
+    assert tokenizer.decode(forced) == '{"name": "'
+    assert matcher.take(forced)
+    assert matcher.forced() == []
+    assert not matcher.may_end
+
+
+def test_matchers_of_one_grammar_go_their_own_ways(tokenizer, vocabulary):
+    compiled = CompiledGrammar(parse_grammar(Kind.REGEX, "[ab]{2}"), vocabulary)
+    one, other = compiled.matcher(), compiled.matcher()
+    a, b = (tokenizer.encode(letter, add_special_tokens=False) for letter in "ab")
+    assert one.take(a)
+    assert one.take(b)
+    assert one.may_end
+    assert not one.take(a), "a third letter is too many"
+    assert not other.may_end
+    assert other.take(b)
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "why"),
+    [
+        (Kind.REGEX, "[", "unclosed character class"),
+        (Kind.REGEX, "a(?=b)", "look-around"),
+        (Kind.REGEX, r"(a)\1", "backreferences"),
+        (Kind.REGEX, {"a": 1}, "must be a string"),
+        (Kind.JSON_SCHEMA, "{", "not valid JSON"),
+        (Kind.JSON_SCHEMA, "[1]", "must be a JSON object"),
+        (Kind.JSON_SCHEMA, {"type": "foo"}, "Invalid type: foo"),
+        (Kind.JSON_SCHEMA, {"$ref": "#/nope"}, "'/nope' does not exist"),
+        (Kind.JSON_SCHEMA, {"type": "array", "uniqueItems": True}, "uniqueItems"),
+        (Kind.EBNF, 'root ::= "a', "ebnf"),
+        (Kind.STRUCTURAL_TAG, {"structures": [], "triggers": []}, "structures is empty"),
+        (Kind.STRUCTURAL_TAG, {"structures": 3}, "triggers|structures"),
+    ],
+)
+def test_a_wrong_grammar_is_refused_with_a_sentence(kind, source, why, vocabulary):
+    with pytest.raises(InvalidRequestError, match=why) as refused:
+        CompiledGrammar(parse_grammar(kind, source), vocabulary)
+    assert refused.value.param == kind
+
+
+def nested(depth: int) -> dict:
+    schema: dict = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        (Kind.JSON_SCHEMA, nested(2000)),
+        (Kind.JSON_SCHEMA, '{"a":' * 100_000),
+        (Kind.JSON_SCHEMA, {"properties": {f"p{i}": {"pattern": "a*"} for i in range(10_000)}}),
+        (Kind.REGEX, "x" * 1_000_001),
+        (Kind.REGEX, "(" * 5000),
+    ],
+    ids=["deep", "deep text", "properties", "long", "brackets"],
+)
+def test_an_evil_grammar_is_refused(kind, source, vocabulary):
+    with pytest.raises(InvalidRequestError):
+        CompiledGrammar(parse_grammar(kind, source), vocabulary)
