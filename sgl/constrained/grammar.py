@@ -1,12 +1,12 @@
 """What an answer must match, as clients write it, in the language of llguidance.
 
-    regex, json_schema, ebnf, structural tags ──▶ Grammar ──▶ one text that llguidance compiles
+regex, json_schema, ebnf, structural tags ──▶ Grammar ──▶ one text that llguidance compiles
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Any
 
@@ -14,6 +14,7 @@ import msgspec
 from llguidance import LLMatcher, StructTag
 from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
+from sgl.constrained.regex import as_rust_reads_it
 from sgl.errors import InvalidRequestError
 
 ANY_JSON = "$$ANY$$"  # as a schema: any JSON value
@@ -49,9 +50,7 @@ def parse_grammar(kind: Kind, source: str | dict[str, Any]) -> Grammar:
 
 
 def _from_regex(source: str | dict[str, Any]) -> str:
-    """`\\d` is an ASCII digit: of the hundreds of others, Python knows fewer than llguidance."""
-    text = re.sub(r"\\(.)", _ascii_digits(_text(Kind.REGEX, source)), _text(Kind.REGEX, source))
-    return LLMatcher.grammar_from_regex(text)
+    return LLMatcher.grammar_from_regex(as_rust_reads_it(_text(Kind.REGEX, source)))
 
 
 def _from_json_schema(source: str | dict[str, Any]) -> str:
@@ -139,11 +138,19 @@ def _check_depth(schema: Any) -> None:
     for _ in range(MAX_DEPTH):
         inner: list[Any] = []
         for item in level:
-            inner += item.values() if isinstance(item, dict) else item if isinstance(item, list) else []
+            inner += (
+                item.values() if isinstance(item, dict) else item if isinstance(item, list) else []
+            )
         level = inner
         if not level:
             return
     raise _refused(Kind.JSON_SCHEMA, f"it is nested deeper than {MAX_DEPTH} levels")
+
+
+def _inside(item: Any) -> Iterable[Any]:
+    if isinstance(item, dict):
+        return item.values()
+    return item if isinstance(item, list) else ()
 
 
 def _refused(kind: Kind, why: str) -> InvalidRequestError:

@@ -11,6 +11,7 @@ import pytest
 
 from sgl.constrained.grammar import Kind, parse_grammar
 from sgl.constrained.matcher import CompiledGrammar, GrammarVocabulary
+from sgl.constrained.regex import as_rust_reads_it
 from sgl.errors import InvalidRequestError
 from sgl.model_files import demo_model_path
 from sgl.tokenizer import Tokenizer
@@ -68,6 +69,19 @@ REGEXES = [
 def test_whatever_is_drawn_matches_the_regex(regex, seed, tokenizer, vocabulary):
     answer = random_answer(Kind.REGEX, regex, tokenizer, vocabulary, seed)
     assert re.fullmatch(regex, answer)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "wanted"),
+    [
+        (r"\d{2}[\d.]\\d", r"[0-9]{2}[0-9.]\\d"),
+        (r"[]a][^]b]c]", r"[]a][^]b]c]"),
+        (r"[[a&&b~]\[", r"[\[a\&\&b\~]\["),
+        ("a\\", "a\\"),
+    ],
+)
+def test_a_regex_means_what_python_reads(pattern, wanted):
+    assert as_rust_reads_it(pattern) == wanted
 
 
 SCHEMA = {
