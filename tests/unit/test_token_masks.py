@@ -1,0 +1,39 @@
+"""Masks of grammars on logits: the reference against bits one by one, the kernel against it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from sgl.kernels import triton_token_masks
+from sgl.kernels.token_masks import apply_token_masks_reference
+
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+
+
+def make_masks(num_masks: int, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random bits, and the same as words."""
+    generator = torch.Generator().manual_seed(0)
+    num_words = -(-vocab_size // 32)
+    bits = torch.rand(num_masks, num_words * 32, generator=generator) < 0.5
+    powers = torch.tensor([1 << bit for bit in range(32)])
+    words = (bits.view(num_masks, num_words, 32) * powers).sum(-1)
+    return bits[:, :vocab_size], words.where(words < 2**31, words - 2**32).int()
+
+
+@pytest.mark.parametrize("vocab_size", [5, 32, 100, 4099])
+@pytest.mark.parametrize("rows", [[0], [3, 1], []])
+def test_what_is_not_allowed_gets_no_probability(rows, vocab_size):
+    bits, words = make_masks(len(rows), vocab_size)
+    logits = torch.randn(4, vocab_size)
+    wanted, got = logits.clone(), logits.clone().to(DEVICE)
+    for row, allowed in zip(rows, bits, strict=True):
+        wanted[row, ~allowed] = float("-inf")
+    rows_M = torch.tensor(rows, dtype=torch.int32)
+    reference = logits.clone()
+    apply_token_masks_reference(reference, rows_M, words)
+    assert torch.equal(reference, wanted)
+    triton_token_masks.apply_token_masks(got, rows_M.to(DEVICE), words.to(DEVICE))
+    assert torch.equal(got.cpu(), wanted)
