@@ -1,8 +1,8 @@
 """Every message between two processes. One union per ring; a reader's decoder is built from it.
 
     ingress ── Generate Abort Control ──▶ scheduler ── StepPlan ──▶ worker (one ring per rank)
-       ▲       StartProfile StopProfile    │   ▲  ▲    StartProfile    │
-       │                                   │   │  │    StopProfile     │
+       ▲       StartProfile StopProfile    │   ▲  ▲    TokenMasks      │
+       │                                   │   │  │    Start-, StopProfile
        │                                   │   │  └── WorkerReady StepResult Reply (rank 0)
        │           OpenText NewTokens Reply│   │ Stop
        │                     EngineReady   ▼   │
@@ -23,7 +23,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from sgl.sampling_params import SamplingParams
+from sgl.sampling_params import Grammar, SamplingParams
 
 RequestId: TypeAlias = int
 Int32Bytes: TypeAlias = bytes
@@ -102,6 +102,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
     namespace       first part of the radix key: requests in different ones never share KV
     text_interval   send text every so many tokens; 0 sends all of it at the end
+    grammar         what the answer must match
     """
 
     request_id: RequestId
@@ -110,6 +111,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True, array_like=True):
     logprobs: LogprobOptions | None = None
     namespace: str = ""
     text_interval: int = 1
+    grammar: Grammar | None = None
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -198,6 +200,8 @@ class StepPlan(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
     decode_rows   rows that decode; None means the same rows as in the step before
     page_ids      pages appended to the rows `page_rows`; without `page_rows`, one per decode row
+    masked        tokens of the step, counted as in `StepResult.token_ids`, that are sampled under a
+                  grammar: their masks follow as `TokenMasks`, once the tokens before are known
     """
 
     step: int
@@ -207,6 +211,17 @@ class StepPlan(msgspec.Struct, frozen=True, tag=True, array_like=True):
     page_rows: Int32Bytes = b""
     page_ids: Int32Bytes = b""
     chunks: list[Chunk] = []
+    masked: Int32Bytes = b""
+
+
+class TokenMasks(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Which ids may be sampled, for rank 0: one mask for each of the plan's `masked`.
+
+    words  int32, end to end: a bit for each id of the vocabulary, the lowest first
+    """
+
+    step: int
+    words: bytes
 
 
 class RowLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -347,7 +362,7 @@ class EngineDied(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 IngressToScheduler: TypeAlias = Generate | Abort | Control | StartProfile | StopProfile
-SchedulerToWorker: TypeAlias = StepPlan | StartProfile | StopProfile
+SchedulerToWorker: TypeAlias = StepPlan | TokenMasks | StartProfile | StopProfile
 WorkerToScheduler: TypeAlias = WorkerReady | StepResult | Reply
 SchedulerToDetokenizer: TypeAlias = OpenText | NewTokens | Reply | EngineReady
 DetokenizerToScheduler: TypeAlias = Stop

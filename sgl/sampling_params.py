@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any
 
 import msgspec
@@ -15,6 +16,22 @@ MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_N = 128
 MAX_INT32 = 2**31 - 1
+
+
+class GrammarKind(StrEnum):
+    """The field of a request that a grammar comes from."""
+
+    REGEX = "regex"
+    JSON_SCHEMA = "json_schema"
+    EBNF = "ebnf"
+    STRUCTURAL_TAG = "structural_tag"
+
+
+class Grammar(msgspec.Struct, frozen=True, array_like=True):
+    """What an answer must match, in the language of llguidance; made by constrained/grammar.py."""
+
+    kind: GrammarKind
+    text: str
 
 
 class SamplingParams(msgspec.Struct, frozen=True, array_like=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 scheduler ── StepPlan ──▶ runner.run (launches) ──▶ outputs ── StepResult ──▶ scheduler
                           the next plan is launched while this one computes
+          ── TokenMasks ──▶ waited for between a plan's forward pass and its sampling
           ── StartProfile, StopProfile ──▶ profiler ──▶ outputs ── Reply ──▶ scheduler
 """
 
@@ -9,15 +10,20 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from typing import TypeAlias, assert_never
 
+import numpy as np
 import torch
 
 from sgl.actors.actor import Context
 from sgl.actors.channel import Poller, Receiver, Sender
 from sgl.actors.worker_setup import set_up
 from sgl.execution.profiler import StepProfiler
-from sgl.execution.runner import Runner, StepOutput
+from sgl.execution.runner import NO_MASKS, Runner, StepMasks, StepOutput
 from sgl.messages import (
     Reply,
     SchedulerToWorker,
@@ -25,6 +31,7 @@ from sgl.messages import (
     StepPlan,
     StepResult,
     StopProfile,
+    TokenMasks,
     WorkerReady,
     WorkerToScheduler,
 )
@@ -35,17 +42,23 @@ Output: TypeAlias = StepOutput | StepResult | Reply
 
 
 class Worker:
-    """Runs plans as they come. `results` is None on all ranks but the first."""
+    """Runs plans as they come. `results` is None on all ranks but the first.
+
+    wait  blocks until there may be a message
+    """
 
     def __init__(
         self,
         runner: Runner,
         plans: Receiver[SchedulerToWorker],
         results: Sender[WorkerToScheduler] | None,
+        wait: Callable[[], object],
     ) -> None:
         self.runner = runner
         self.plans = plans
         self.results = results
+        self.wait = wait
+        self.received: deque[SchedulerToWorker] = deque()
         self.profiler = StepProfiler(runner.tp.rank, has_gpu=runner.table.device.type == "cuda")
         self.outputs: queue.SimpleQueue[Output] | None = None
         self.sender = threading.Thread(target=self._send_when_ready, name="results", daemon=True)
@@ -56,21 +69,51 @@ class Worker:
     def turn(self) -> bool:
         """Once around the loop; False means no plan was there."""
         assert self.outputs is None or self.sender.is_alive(), "a step failed: see the log above"
-        messages = self.plans.receive()
-        for message in messages:
+        self.received.extend(self.plans.receive())
+        has_work = bool(self.received)
+        while self.received:
+            message = self.received.popleft()
             match message:
                 case StepPlan():
                     with self.profiler.step(message.step):
                         self._deliver(self._run(message))
                 case StartProfile() | StopProfile():
                     self._deliver(self.profiler.obey(message))
+                case TokenMasks():
+                    pass  # of a step that failed before it needed them
                 case _:
                     assert_never(message)
-        return bool(messages)
+        return has_work
+
+    def _masks(self, plan: StepPlan) -> StepMasks:
+        if not plan.masked or self.results is None:
+            return NO_MASKS if not plan.masked else _masks_elsewhere(plan)
+        indices_M = np.frombuffer(plan.masked, np.int32)
+
+        @cache
+        def fetch() -> np.ndarray:
+            words = np.frombuffer(self._wait_for_masks(plan.step).words, np.int32)
+            return words.reshape(len(indices_M), -1).copy()
+
+        return StepMasks(indices_M, fetch)
+
+    def _wait_for_masks(self, step: int) -> TokenMasks:
+        """What comes before them is left for later."""
+        num_seen = 0
+        while True:
+            for index in range(num_seen, len(self.received)):
+                message = self.received[index]
+                if isinstance(message, TokenMasks) and message.step == step:
+                    del self.received[index]
+                    return message
+            num_seen = len(self.received)
+            while not (messages := self.plans.receive()):
+                self.wait()
+            self.received.extend(messages)
 
     def _run(self, plan: StepPlan) -> Output:
         try:
-            return self.runner.run(plan)
+            return self.runner.run(plan, self._masks(plan))
         except torch.OutOfMemoryError as error:
             if self.runner.tp.size > 1:
                 raise  # the other ranks wait for us in the middle of the step
@@ -96,6 +139,11 @@ class Worker:
         assert self.results.send(result), "the scheduler does not read its results"
 
 
+def _masks_elsewhere(plan: StepPlan) -> StepMasks:
+    """Rank 0 has them; this one need only know that the tokens come from there."""
+    return replace(NO_MASKS, indices_M=np.frombuffer(plan.masked, np.int32))
+
+
 def run(context: Context) -> None:
     """The process: load the model, say so, then run plans for ever."""
     runner, num_pages = set_up(context)
@@ -105,5 +153,6 @@ def run(context: Context) -> None:
     if results:
         results.send(WorkerReady(num_pages))
     context.ready()
-    worker = Worker(runner, plans, results)
-    context.run_turns(worker.turn, Poller([plans]), spin_s=lambda: SPIN_S)
+    poller = Poller([plans])
+    worker = Worker(runner, plans, results, lambda: poller.wait(None, SPIN_S))
+    context.run_turns(worker.turn, poller, spin_s=lambda: SPIN_S)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from enum import StrEnum
 from typing import Any
 
 import msgspec
@@ -16,31 +15,14 @@ from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
 from sgl.constrained.regex import as_rust_reads_it
 from sgl.errors import InvalidRequestError
+from sgl.sampling_params import Grammar, GrammarKind
 
 ANY_JSON = "$$ANY$$"  # as a schema: any JSON value
 MAX_CHARS = 1_000_000
 MAX_DEPTH = 64  # of a schema: what reads it recurses
 
 
-class Kind(StrEnum):
-    REGEX = "regex"
-    JSON_SCHEMA = "json_schema"
-    EBNF = "ebnf"
-    STRUCTURAL_TAG = "structural_tag"
-
-
-class Grammar(msgspec.Struct, frozen=True, array_like=True):
-    """A grammar as it travels, and the key it is cached under.
-
-    kind  the field of the request it comes from
-    text  for llguidance
-    """
-
-    kind: Kind
-    text: str
-
-
-def parse_grammar(kind: Kind, source: str | dict[str, Any]) -> Grammar:
+def parse_grammar(kind: GrammarKind, source: str | dict[str, Any]) -> Grammar:
     """Raises InvalidRequestError for what cannot be a grammar; compiling it may find more."""
     if isinstance(source, str) and len(source) > MAX_CHARS:
         raise InvalidRequestError(
@@ -50,11 +32,11 @@ def parse_grammar(kind: Kind, source: str | dict[str, Any]) -> Grammar:
 
 
 def _from_regex(source: str | dict[str, Any]) -> str:
-    return LLMatcher.grammar_from_regex(as_rust_reads_it(_text(Kind.REGEX, source)))
+    return LLMatcher.grammar_from_regex(as_rust_reads_it(_text(GrammarKind.REGEX, source)))
 
 
 def _from_json_schema(source: str | dict[str, Any]) -> str:
-    schema = {} if source == ANY_JSON else _json(Kind.JSON_SCHEMA, source)
+    schema = {} if source == ANY_JSON else _json(GrammarKind.JSON_SCHEMA, source)
     _check_depth(schema)
     # one optional space where JSON allows any: a model cannot go on with spaces for ever
     return LLMatcher.grammar_from_json_schema(
@@ -63,11 +45,11 @@ def _from_json_schema(source: str | dict[str, Any]) -> str:
 
 
 def _from_ebnf(source: str | dict[str, Any]) -> str:
-    text = _text(Kind.EBNF, source)
+    text = _text(GrammarKind.EBNF, source)
     try:
         return LLMatcher.grammar_from_lark(gbnf_to_lark(text))
     except GbnfToLarkError as error:
-        raise InvalidRequestError(f"ebnf: {error}", param=Kind.EBNF) from None
+        raise InvalidRequestError(f"ebnf: {error}", param=GrammarKind.EBNF) from None
 
 
 class _Structure(msgspec.Struct):
@@ -83,15 +65,15 @@ class _StructuralTag(msgspec.Struct):
 
 def _from_structural_tag(source: str | dict[str, Any]) -> str:
     try:
-        wanted = msgspec.convert(_json(Kind.STRUCTURAL_TAG, source), _StructuralTag)
+        wanted = msgspec.convert(_json(GrammarKind.STRUCTURAL_TAG, source), _StructuralTag)
     except msgspec.ValidationError as error:
-        raise _refused(Kind.STRUCTURAL_TAG, str(error)) from None
+        raise _refused(GrammarKind.STRUCTURAL_TAG, str(error)) from None
     tags = []
     for structure in wanted.structures:
         trigger = next(filter(structure.begin.startswith, filter(None, wanted.triggers)), None)
         if trigger is None:
             raise _refused(
-                Kind.STRUCTURAL_TAG, f"no trigger is the beginning of {structure.begin!r}"
+                GrammarKind.STRUCTURAL_TAG, f"no trigger is the beginning of {structure.begin!r}"
             )
         _check_depth(structure.schema)
         tags.append(
@@ -103,25 +85,25 @@ def _from_structural_tag(source: str | dict[str, Any]) -> str:
             )
         )
     if not tags:
-        raise _refused(Kind.STRUCTURAL_TAG, "structures is empty")
+        raise _refused(GrammarKind.STRUCTURAL_TAG, "structures is empty")
     return LLMatcher.grammar_from_lark(StructTag.to_grammar(tags, assume_special=False))
 
 
-_PARSERS: dict[Kind, Callable[[str | dict[str, Any]], str]] = {
-    Kind.REGEX: _from_regex,
-    Kind.JSON_SCHEMA: _from_json_schema,
-    Kind.EBNF: _from_ebnf,
-    Kind.STRUCTURAL_TAG: _from_structural_tag,
+_PARSERS: dict[GrammarKind, Callable[[str | dict[str, Any]], str]] = {
+    GrammarKind.REGEX: _from_regex,
+    GrammarKind.JSON_SCHEMA: _from_json_schema,
+    GrammarKind.EBNF: _from_ebnf,
+    GrammarKind.STRUCTURAL_TAG: _from_structural_tag,
 }
 
 
-def _text(kind: Kind, source: str | dict[str, Any]) -> str:
+def _text(kind: GrammarKind, source: str | dict[str, Any]) -> str:
     if not isinstance(source, str):
         raise _refused(kind, "it must be a string")
     return source
 
 
-def _json(kind: Kind, source: str | dict[str, Any]) -> Any:
+def _json(kind: GrammarKind, source: str | dict[str, Any]) -> Any:
     if isinstance(source, dict):
         return source
     try:
@@ -144,7 +126,7 @@ def _check_depth(schema: Any) -> None:
         level = inner
         if not level:
             return
-    raise _refused(Kind.JSON_SCHEMA, f"it is nested deeper than {MAX_DEPTH} levels")
+    raise _refused(GrammarKind.JSON_SCHEMA, f"it is nested deeper than {MAX_DEPTH} levels")
 
 
 def _inside(item: Any) -> Iterable[Any]:
@@ -153,5 +135,5 @@ def _inside(item: Any) -> Iterable[Any]:
     return item if isinstance(item, list) else ()
 
 
-def _refused(kind: Kind, why: str) -> InvalidRequestError:
+def _refused(kind: GrammarKind, why: str) -> InvalidRequestError:
     return InvalidRequestError(f"{kind}: {why}", param=kind)

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from sgl.constrained.grammar import Grammar
 from sgl.errors import InvalidRequestError
+from sgl.sampling_params import Grammar
 
 MAX_ERROR_CHARS = 300
 LIMITS = LLParserLimits(

@@ -5,6 +5,7 @@ Axes: T tokens of the step    B requests of the step    D hidden    V vocabulary
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from sgl.execution.step_graphs import StepGraphs
 from sgl.execution.step_layout import Outputs, StepLayout, padded_len
 from sgl.kernels.collectives import TensorParallel
 from sgl.kernels.step_tokens import best_tokens
+from sgl.kernels.token_masks import apply_token_masks
 from sgl.messages import Chunk, Logprobs, RowLogprobs, StepPlan, StepResult, pack
 from sgl.models.batch import CausalLM
 
@@ -43,6 +45,21 @@ class StepOutput:
             self.event.synchronize()
         token_ids = self.token_ids.numpy().astype(np.int32).tobytes()
         return StepResult(self.step, token_ids, self.logprobs, self.error, pack(self.failed))
+
+
+@dataclass(frozen=True, slots=True)
+class StepMasks:
+    """Masks of a step's tokens, which come while its forward pass runs.
+
+    indices_M  which of the sampled tokens
+    fetch      waits for the masks and gives them: int32 [M, W], words of 32 ids
+    """
+
+    indices_M: np.ndarray
+    fetch: Callable[[], np.ndarray]
+
+
+NO_MASKS = StepMasks(np.zeros(0, np.int64), lambda: np.zeros((0, 0), np.int32))
 
 
 class Runner:
@@ -84,47 +101,50 @@ class Runner:
         self.sampler.warm_up(logits_BV, rows_B, positions_B)
 
     @torch.inference_mode()
-    def run(self, plan: StepPlan) -> StepOutput:
+    def run(self, plan: StepPlan, masks: StepMasks = NO_MASKS) -> StepOutput:
         """Launch a step; on a GPU this returns before it is computed."""
         decode_rows = self.table.apply(plan)
         layout = StepLayout.of(plan, decode_rows, self.table)
         try:
-            return self._output(plan.step, *self._compute(plan.chunks, layout))
+            return self._output(plan.step, *self._compute(plan.chunks, layout, masks))
         except torch.OutOfMemoryError:
             if self.tp.size > 1 or not plan.chunks:
                 raise  # the other ranks wait for us in the middle of the step
         torch.cuda.empty_cache()
-        return self._run_apart(plan, layout)
+        return self._run_apart(plan, layout, masks)
 
-    def _run_apart(self, plan: StepPlan, layout: StepLayout) -> StepOutput:
+    def _run_apart(self, plan: StepPlan, layout: StepLayout, masks: StepMasks) -> StepOutput:
         """After the whole step did not fit into memory: decodes, then each prompt by itself.
 
         What was stored before the memory ran out is stored again. Prompts that do not fit even so
         fail, nobody else does.
         """
-        ids, reports, failed, error = [], [], [], ""
+        ids, reports, failed, error, num_sampled = [], [], [], "", 0
         num = layout.num_decodes
         parts: list[tuple[int, int, list[Chunk]]] = [(0, num, [])] if num else []
         parts += [(num + i, num + i + 1, [chunk]) for i, chunk in enumerate(plan.chunks)]
         for begin, end, chunks in parts:
+            num_ids = int(chunks[0].is_last) if chunks else end - begin
+            first, num_sampled = num_sampled, num_sampled + num_ids
             try:
-                token_ids, found = self._compute(chunks, layout.part(begin, end))
+                mine = _part(masks, first, num_sampled)
+                token_ids, found = self._compute(chunks, layout.part(begin, end), mine)
             except torch.OutOfMemoryError as out_of_memory:
                 if not chunks:
                     raise
                 failed.append(begin)
                 error = f"out of memory: {out_of_memory}"
                 torch.cuda.empty_cache()
-                token_ids = torch.full(
-                    (int(chunks[0].is_last),), -1, dtype=torch.int64, device=self.table.device
-                )
+                token_ids = torch.full((num_ids,), -1, dtype=torch.int64, device=self.table.device)
                 found = []
             ids.append(token_ids)
             reports += [RowLogprobs(begin + row.index, row.input, row.output) for row in found]
         output = self._output(plan.step, torch.cat(ids), reports)
         return replace(output, error=error, failed=tuple(failed))
 
-    def _compute(self, chunks: list[Chunk], layout: StepLayout) -> tuple[Tensor, list[RowLogprobs]]:
+    def _compute(
+        self, chunks: list[Chunk], layout: StepLayout, masks: StepMasks
+    ) -> tuple[Tensor, list[RowLogprobs]]:
         """Launch a forward pass; the sampled tokens, and log-probabilities."""
         inputs_4T = step_inputs(chunks, layout, self.table, self.attention.cache.page_size)
         sampled, of_prompts = _sampled(chunks, layout), {}
@@ -132,7 +152,7 @@ class Runner:
         if self.graphs is not None and not wants_prompt_logprobs:
             launched = self.graphs.launch(inputs_4T, layout, sampled)
             if launched is not None:
-                token_ids, found = self._sample_recorded(*launched, layout, sampled)
+                token_ids, found = self._sample_recorded(*launched, layout, sampled, masks)
                 return token_ids, _reports({}, found)
         if wants_prompt_logprobs:
             hidden_TD = self._hidden(inputs_4T, layout, None)
@@ -142,7 +162,7 @@ class Runner:
             are_all = len(sampled) == layout.num_tokens
             outputs = None if are_all else layout.outputs(sampled, self.table)
             hidden_BD = self._hidden(inputs_4T, layout, outputs)
-        token_ids, of_tokens = self._sample(hidden_BD, layout, sampled)
+        token_ids, of_tokens = self._sample(hidden_BD, layout, sampled, masks)
         return token_ids, _reports(of_prompts, of_tokens)
 
     def _hidden(
@@ -155,7 +175,7 @@ class Runner:
         return self.model.hidden(batch)
 
     def _sample(
-        self, hidden_BD: Tensor, layout: StepLayout, sampled: np.ndarray
+        self, hidden_BD: Tensor, layout: StepLayout, sampled: np.ndarray, masks: StepMasks
     ) -> tuple[Tensor, dict[int, Logprobs]]:
         """Tokens of the sampled requests, and log-probabilities by the request's index.
 
@@ -165,25 +185,31 @@ class Runner:
             return torch.empty(0, dtype=torch.int64, device=hidden_BD.device), {}
         logits_BV = self.model.logits(hidden_BD)
         rows_B = layout.rows_B[sampled]
-        if self._takes_best(rows_B):
+        if self._takes_best(rows_B, masks):
             device_rows_B = self.table.to_device(rows_B.astype(np.int32))
             self.sampler.count(rows_B)
             return best_tokens(logits_BV, device_rows_B, self.table.last_token_R, self.tp), {}
-        return self._sample_logits(self._whole(logits_BV), layout, sampled)
+        return self._sample_logits(self._whole(logits_BV), layout, sampled, masks)
 
     def _sample_recorded(
-        self, logits_BV: Tensor, ids_B: Tensor, layout: StepLayout, sampled: np.ndarray
+        self,
+        logits_BV: Tensor,
+        ids_B: Tensor,
+        layout: StepLayout,
+        sampled: np.ndarray,
+        masks: StepMasks,
     ) -> tuple[Tensor, dict[int, Logprobs]]:
         """As `_sample` after a recorded step, which has taken the best tokens already."""
         rows_B = layout.rows_B[sampled]
-        if self._takes_best(rows_B):
+        if self._takes_best(rows_B, masks):
             self.sampler.count(rows_B)
             return ids_B, {}
-        return self._sample_logits(self._whole(logits_BV), layout, sampled)
+        return self._sample_logits(self._whole(logits_BV), layout, sampled, masks)
 
-    def _takes_best(self, rows_B: np.ndarray) -> bool:
+    def _takes_best(self, rows_B: np.ndarray, masks: StepMasks) -> bool:
         """Whether the rows need no more than their best tokens, on which all ranks agree."""
-        return self.sampler.is_plain(rows_B) and not self.table.wants_logprobs_R[rows_B].any()
+        is_plain = self.sampler.is_plain(rows_B) and not len(masks.indices_M)
+        return is_plain and not self.table.wants_logprobs_R[rows_B].any()
 
     def _logits(self, hidden_BD: Tensor) -> Tensor:
         return self._whole(self.model.logits(hidden_BD))
@@ -193,7 +219,7 @@ class Runner:
         return self.tp.all_gather_last(logits_BV)[:, : self.table.vocab_size].contiguous()
 
     def _sample_logits(
-        self, logits_BV: Tensor, layout: StepLayout, sampled: np.ndarray
+        self, logits_BV: Tensor, layout: StepLayout, sampled: np.ndarray, masks: StepMasks
     ) -> tuple[Tensor, dict[int, Logprobs]]:
         rows_B, positions_B = layout.rows_B[sampled], layout.kv_lens_B[sampled] - 1
         if self.tp.rank != 0:
@@ -202,6 +228,9 @@ class Runner:
             return ids_B, {}
         wanted = np.flatnonzero(self.table.wants_logprobs_R[rows_B])
         raw_logits = logits_BV[self.table.to_device(wanted)] if len(wanted) else None
+        if len(masks.indices_M):
+            indices_M = self.table.to_device(masks.indices_M.astype(np.int32))
+            apply_token_masks(logits_BV, indices_M, self.table.to_device(masks.fetch()))
         ids_B = self.tp.broadcast(self.sampler.sample(logits_BV, rows_B, positions_B))
         if raw_logits is None:
             return ids_B, {}
@@ -247,6 +276,12 @@ class Runner:
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         return StepOutput(step, pinned, rows, event)
+
+
+def _part(masks: StepMasks, begin: int, end: int) -> StepMasks:
+    """Those of the tokens from `begin` to `end`, counted from there."""
+    is_inside_M = (masks.indices_M >= begin) & (masks.indices_M < end)
+    return StepMasks(masks.indices_M[is_inside_M] - begin, lambda: masks.fetch()[is_inside_M])
 
 
 def _sampled(chunks: list[Chunk], layout: StepLayout) -> np.ndarray:

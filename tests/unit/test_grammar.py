@@ -9,11 +9,12 @@ import re
 import numpy as np
 import pytest
 
-from sgl.constrained.grammar import Kind, parse_grammar
+from sgl.constrained.grammar import parse_grammar
 from sgl.constrained.matcher import CompiledGrammar, GrammarVocabulary
 from sgl.constrained.regex import as_rust_reads_it
 from sgl.errors import InvalidRequestError
 from sgl.model_files import demo_model_path
+from sgl.sampling_params import GrammarKind as Kind
 from sgl.tokenizer import Tokenizer
 
 VOCAB_SIZE = 49_160  # of the logits: eight more than the tokenizer has

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "kernels": set(),
     "models": {"kernels", "gguf_metadata"},
     "execution": {"models", "kernels", "messages", "sampling_params"},
-    "constrained": set(),
+    "constrained": {"sampling_params"},
     "scheduling": {"messages", "sampling_params", "constrained"},
     "protocol": {"messages", "sampling_params"},
     "lang": {"sampling_params", "engine"},
