@@ -271,6 +271,7 @@ class Front:
             logprobs=prompt.call.logprobs,
             namespace=call.namespace,
             text_interval=self._options.stream_interval if call.stream else 0,
+            grammar=prompt.call.grammar,
         )
 
     def _deliver(self, delta: TextDelta) -> None:

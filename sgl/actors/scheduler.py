@@ -19,7 +19,9 @@ from sgl.actors.actor import IDLE_WAIT_S, Context
 from sgl.actors.channel import Poller, Receiver, Sender
 from sgl.actors.status_page import SchedulerStatus, StatusPage
 from sgl.actors.step_log import StepLog, open_trace
-from sgl.errors import RequestError
+from sgl.constrained.compiler import Compiled, GrammarCompiler
+from sgl.constrained.matcher import GrammarVocabulary, Matcher
+from sgl.errors import InvalidRequestError, RequestError
 from sgl.messages import (
     Abort,
     Control,
@@ -31,6 +33,7 @@ from sgl.messages import (
     NewTokens,
     OpenText,
     Reply,
+    RequestId,
     SchedulerToDetokenizer,
     SchedulerToWorker,
     StartProfile,
@@ -44,6 +47,7 @@ from sgl.scheduling.batcher import Batcher
 from sgl.scheduling.kv_store import KvStore
 from sgl.scheduling.limits import Limits
 from sgl.scheduling.policy import Policy
+from sgl.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +70,7 @@ class Scheduler:
         workers: list[Sender[SchedulerToWorker]],
         text: Sender[SchedulerToDetokenizer],
         log: StepLog,
+        grammars: GrammarCompiler,
         status: StatusPage | None = None,
     ) -> None:
         self.batcher = batcher
@@ -75,7 +80,9 @@ class Scheduler:
         self.workers = workers
         self.text = text
         self.log = log
+        self.grammars = grammars
         self.status = status
+        self.compiling: dict[RequestId, Generate] = {}  # requests that wait for their grammar
         self.outbox: deque[SchedulerToDetokenizer] = deque()  # what the detokenizer had no room for
         self.unsent: list[deque[SchedulerToWorker]] = [deque() for _ in workers]  # for each worker
 
@@ -95,6 +102,8 @@ class Scheduler:
             self.batcher.end(stop.request_id, STOPPED)
         for message in requests:
             self.handle(message)
+        for request_id, compiled in self.grammars.receive():
+            self.start(request_id, compiled)
         for result in results:
             self.take(result)
         self.send()
@@ -107,11 +116,7 @@ class Scheduler:
         match message:
             case Generate():
                 self.outbox.append(_open_text(message))
-                try:
-                    self.batcher.add(message)
-                except RequestError as error:  # whoever asked must hear back
-                    finish = Finish("abort", message=str(error), status=error.status)
-                    self.gain([TokenDelta(message.request_id, b"", finish)])
+                self.queue(message)
             case Abort():
                 self.abort(message.request_id)
             case Control():
@@ -121,7 +126,38 @@ class Scheduler:
             case _:
                 assert_never(message)
 
+    def queue(self, message: Generate) -> None:
+        """Give a request to the batcher, once its grammar is compiled."""
+        if message.grammar is None:
+            self.add(message, None)
+        elif matcher := self.grammars.find(message.grammar):
+            self.add(message, matcher)
+        else:
+            self.compiling[message.request_id] = message
+            self.grammars.submit(message.request_id, message.grammar)
+
+    def start(self, request_id: RequestId, compiled: Compiled) -> None:
+        """Go on with a request whose grammar is compiled, if it is still wanted."""
+        if message := self.compiling.pop(request_id, None):
+            if isinstance(compiled, InvalidRequestError):
+                self.refuse(message, compiled)
+            else:
+                self.add(message, compiled)
+
+    def add(self, message: Generate, matcher: Matcher | None) -> None:
+        try:
+            self.batcher.add(message, matcher)
+        except RequestError as error:
+            self.refuse(message, error)
+
+    def refuse(self, message: Generate, error: RequestError) -> None:
+        """Whoever asked must hear back."""
+        finish = Finish("abort", message=str(error), status=error.status)
+        self.gain([TokenDelta(message.request_id, b"", finish)])
+
     def abort(self, request_id: int) -> None:
+        if self.compiling.pop(request_id, None):
+            self.gain([TokenDelta(request_id, b"", CLIENT_LEFT)])
         if delta := self.batcher.end(request_id, CLIENT_LEFT):
             logger.info("Abort request %d", request_id)
             self.gain([delta])
@@ -131,7 +167,7 @@ class Scheduler:
             case "flush_cache":
                 self.outbox.append(self._flush_cache(message.call_id))
             case "abort_all":
-                request_ids = list(self.batcher.requests)
+                request_ids = [*self.compiling, *self.batcher.requests]
                 for request_id in request_ids:
                     self.abort(request_id)
                 text = f"Aborted {len(request_ids)} requests."
@@ -156,12 +192,20 @@ class Scheduler:
 
     def launch(self) -> bool:
         """Plan as far ahead as allowed. Clients that read too slowly hold the planning up."""
+        self.send_masks()
         has_planned = False
         while not self.is_blocked and (plan := self.batcher.plan()):
             self.log.planned(plan, self.batcher)
             self.tell_workers(plan)
+            self.send_masks()
             has_planned = True
         return has_planned
+
+    def send_masks(self) -> None:
+        """As soon as they can be known: rank 0 waits for them."""
+        if masks := self.batcher.due_masks():
+            self.unsent[0].append(masks)
+            self.send_to_workers()
 
     def gain(self, deltas: list[TokenDelta]) -> None:
         if deltas:
@@ -224,8 +268,10 @@ def run(context: Context) -> None:
     results = context.receiver("worker0->scheduler", WorkerToScheduler)
     text = context.sender("scheduler->detokenizer")
     num_workers = context.config.tp_size
-    eos_ids = _eos_ids(context)
+    tokenizer = context.load_tokenizer()
+    eos_ids = frozenset(context.model_config.eos_ids) | (tokenizer.eos_ids if tokenizer else set())
     batcher = _make_batcher(context, eos_ids, num_pages=_wait_for_worker(results))
+    grammars = GrammarCompiler(lambda: _vocabulary(context, tokenizer, eos_ids))
     scheduler = Scheduler(
         batcher,
         requests=requests,
@@ -238,6 +284,7 @@ def run(context: Context) -> None:
             open_trace(context.config.trace_steps),
             time.monotonic,
         ),
+        grammars=grammars,
         status=context.status,
     )
     max_tokens = batcher.store.num_pages * batcher.store.page_size
@@ -246,7 +293,7 @@ def run(context: Context) -> None:
     context.ready(f"{max_tokens} tokens of KV cache")
     context.run_turns(
         scheduler.turn,
-        Poller([requests, stops, results]),
+        Poller([requests, stops, results, grammars]),
         idle_wait_s=lambda: BLOCKED_WAIT_S if scheduler.is_blocked else IDLE_WAIT_S,
         spin_s=lambda: SPIN_S if batcher.in_flight else 0.0,
     )
@@ -271,10 +318,14 @@ def _make_batcher(context: Context, eos_ids: frozenset[int], num_pages: int) -> 
     )
 
 
-def _eos_ids(context: Context) -> frozenset[int]:
-    """Ids that end an answer, by the model's configuration and by its tokenizer."""
-    tokenizer = context.load_tokenizer()
-    return frozenset(context.model_config.eos_ids) | (tokenizer.eos_ids if tokenizer else set())
+def _vocabulary(
+    context: Context, tokenizer: Tokenizer | None, eos_ids: frozenset[int]
+) -> GrammarVocabulary:
+    if tokenizer is None:
+        raise InvalidRequestError(
+            "grammars need the tokenizer, and this server runs without one (--skip-tokenizer-init)"
+        )
+    return GrammarVocabulary(tokenizer.to_json(), context.model_config.vocab_size, eos_ids)
 
 
 def _wait_for_worker(results: Receiver[WorkerToScheduler]) -> int:

@@ -6,7 +6,7 @@ regex, json_schema, ebnf, structural tags ──▶ Grammar ──▶ one text t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -29,6 +29,15 @@ def parse_grammar(kind: GrammarKind, source: str | dict[str, Any]) -> Grammar:
             f"{kind} has {len(source)} characters, at most {MAX_CHARS} are read", param=kind
         )
     return Grammar(kind, _PARSERS[kind](source))
+
+
+def one_grammar(fields: Mapping[str, Any]) -> Grammar | None:
+    """The one grammar among a request's fields; raises InvalidRequestError if there are several."""
+    given = [kind for kind in GrammarKind if fields.get(kind) is not None]
+    if len(given) > 1:
+        names = ", ".join(GrammarKind)
+        raise InvalidRequestError(f"only one of {names} can be set", param=given[1])
+    return parse_grammar(given[0], fields[given[0]]) if given else None
 
 
 def _from_regex(source: str | dict[str, Any]) -> str:

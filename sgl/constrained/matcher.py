@@ -63,7 +63,7 @@ class Matcher:
 
     def __init__(self, matcher: LLMatcher, vocabulary: GrammarVocabulary) -> None:
         self._matcher = matcher
-        self._num_words = vocabulary.num_words
+        self.num_words = vocabulary.num_words
 
     def take(self, ids: Sequence[int]) -> bool:
         """Go on by tokens; False, and nothing changes, where one is not allowed."""
@@ -72,9 +72,9 @@ class Matcher:
         return self._matcher.consume_tokens(list(ids))
 
     def write_mask(self, words_W: np.ndarray) -> None:
-        """A bit for each id that may come next, the lowest first: uint32, contiguous."""
-        assert words_W.shape == (self._num_words,), f"a mask of {words_W.shape}"
-        assert words_W.dtype == np.uint32, f"a mask of {words_W.dtype}"
+        """A bit for each id that may come next, the lowest first: 32-bit words, contiguous."""
+        assert words_W.shape == (self.num_words,), f"a mask of {words_W.shape}"
+        assert words_W.itemsize == 4, f"a mask of {words_W.dtype}"
         assert words_W.flags.c_contiguous, "the words must lie end to end"
         self._matcher.unsafe_compute_mask_ptr(words_W.ctypes.data, words_W.nbytes)
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 from sgl.errors import EngineError, InvalidRequestError, OverloadedError, RequestError
 from sgl.messages import Finish, LogprobOptions, Logprobs, TextDelta
-from sgl.sampling_params import SamplingParams
+from sgl.sampling_params import Grammar, SamplingParams
 
 Prompt: TypeAlias = "str | array[int]"
 CLIENT_ABORT_STATUS = 499  # the client asked for the end: an answer like any other, not a failure
@@ -35,6 +35,7 @@ class PromptCall:
 
     rid                 the client's name for it, usable in an abort; "" lets the server choose one
     is_length_explicit  the client named max_new_tokens: refuse what cannot fit instead of clipping
+    grammar             what the answer must match
     """
 
     prompt: Prompt
@@ -42,6 +43,7 @@ class PromptCall:
     logprobs: LogprobOptions | None = None
     rid: str = ""
     is_length_explicit: bool = False
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

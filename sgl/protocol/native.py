@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
+from sgl.constrained.grammar import one_grammar
 from sgl.errors import InvalidRequestError
 from sgl.messages import LogprobOptions, pack
 from sgl.protocol.body import (
@@ -26,7 +27,7 @@ from sgl.protocol.body import (
     refuse_unsupported,
 )
 from sgl.protocol.call import GenerationCall, Prompt, PromptCall
-from sgl.sampling_params import SamplingParams
+from sgl.sampling_params import Grammar, GrammarKind, SamplingParams
 
 MAX_CHOSEN_IDS = 1024  # of token_ids_logprob
 NOT_YET = (
@@ -38,7 +39,7 @@ NOT_YET = (
     "session_params",
     "custom_logit_processor",
 )
-NOT_YET_SAMPLING = ("regex", "json_schema", "ebnf", "structural_tag", "custom_params")
+NOT_YET_SAMPLING = ("custom_params",)
 
 T = TypeVar("T")
 
@@ -135,29 +136,39 @@ def _prompt_calls(
     return tuple(
         PromptCall(
             prompt=prompt,
-            sampling=sampling,
+            sampling=sampling.params,
             logprobs=options,
             rid=rid and check_name(rid, "rid", MAX_RID_CHARS),
-            is_length_explicit=is_explicit,
+            is_length_explicit=sampling.is_length_explicit,
+            grammar=sampling.grammar,
         )
-        for prompt, (sampling, is_explicit), options, rid in zip(
-            prompts, samplings, logprobs, rids, strict=True
-        )
+        for prompt, sampling, options, rid in zip(prompts, samplings, logprobs, rids, strict=True)
     )
 
 
-def _samplings(value: Any, num: int | None) -> list[tuple[SamplingParams, bool]]:
-    """For each prompt its parameters, and whether they name max_new_tokens."""
+class _Sampling(NamedTuple):
+    """What `sampling_params` says: parameters, whether they name max_new_tokens, and a grammar."""
+
+    params: SamplingParams
+    is_length_explicit: bool
+    grammar: Grammar | None
+
+
+def _samplings(value: Any, num: int | None) -> list[_Sampling]:
+    """For each prompt."""
     if isinstance(value, list):
         return [_sampling(fields) for fields in _spread(value, {}, num, "sampling_params")]
-    return _spread(_sampling(value or {}), None, num, "sampling_params")
+    one = _sampling(value or {})
+    return [one] * (1 if num is None else num)
 
 
-def _sampling(fields: dict[str, Any]) -> tuple[SamplingParams, bool]:
+def _sampling(fields: dict[str, Any]) -> _Sampling:
     refuse_unsupported(fields, NOT_YET_SAMPLING)
     check_sizes(fields)
-    known = {name: value for name, value in fields.items() if name not in NOT_YET_SAMPLING}
-    return SamplingParams.from_dict(known), fields.get("max_new_tokens") is not None
+    others = {*NOT_YET_SAMPLING, *GrammarKind}
+    known = {name: value for name, value in fields.items() if name not in others}
+    is_explicit = fields.get("max_new_tokens") is not None
+    return _Sampling(SamplingParams.from_dict(known), is_explicit, one_grammar(fields))
 
 
 def _spread(value: Any, default: Any, num: int | None, field: str) -> list[Any]:

@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import NamedTuple
 
+import numpy as np
+
+from sgl.constrained.matcher import Matcher
 from sgl.errors import PromptTooLongError
 from sgl.messages import (
     Chunk,
@@ -28,6 +31,7 @@ from sgl.messages import (
     StepPlan,
     StepResult,
     TokenDelta,
+    TokenMasks,
     pack,
     unpack,
 )
@@ -64,12 +68,26 @@ class Part(NamedTuple):
     is_prefill: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Step:
-    """A planned step whose result has not come yet; parts are in the order of the plan's rows."""
+    """A planned step whose result has not come yet; parts are in the order of the plan's rows.
+
+    needs_masks  some of its tokens are sampled under a grammar, and nobody was told their masks yet
+    """
 
     number: int
     parts: list[Part] = field(default_factory=list)
+    needs_masks: bool = False
+
+    @property
+    def masked(self) -> list[tuple[int, Request, Matcher]]:
+        """Which of the sampled tokens have masks, counted as in the result."""
+        sampled = [part.request for part in self.parts if part.is_sampled]
+        return [
+            (index, request, request.matcher)
+            for index, request in enumerate(sampled)
+            if request.matcher is not None
+        ]
 
 
 class Batcher:
@@ -101,7 +119,7 @@ class Batcher:
         self._last_decode_rows = b""
         self._num_arrived = 0
 
-    def add(self, message: Generate) -> None:
+    def add(self, message: Generate, matcher: Matcher | None = None) -> None:
         """Queue a request; raises PromptTooLongError where it could never run."""
         prompt_len = len(message.prompt_ids) // 4
         needed = prompt_len + (message.sampling.max_new_tokens != 0)
@@ -116,6 +134,7 @@ class Batcher:
             seed=self._seed(message.sampling.seed),
             eos_ids=self.eos_ids,
             max_total_len=self.limits.max_total_len,
+            matcher=matcher,
         )
         self._num_arrived += 1
         self.requests[request.request_id] = request
@@ -144,6 +163,8 @@ class Batcher:
             return self.plan() if is_stuck and self._retract_one() else None
         self.totals.num_steps += 1
         self.in_flight.append(step)
+        masked = pack(index for index, _, _ in step.masked)
+        step.needs_masks = bool(masked)
         return StepPlan(
             step=step.number,
             released=self._take_released(),
@@ -152,7 +173,21 @@ class Batcher:
             page_rows=b"" if len(growing) == len(decodes) else pack(one.row for one in growing),
             page_ids=page_ids,
             chunks=chunks,
+            masked=masked,
         )
+
+    def due_masks(self) -> TokenMasks | None:
+        """Masks of the oldest step in flight, once: all tokens before it are known."""
+        if not self.in_flight or not self.in_flight[0].needs_masks:
+            return None
+        step = self.in_flight[0]
+        step.needs_masks = False
+        masked = step.masked
+        words_MW = np.full((len(masked), masked[0][2].num_words), -1, np.int32)
+        for words_W, (_, request, matcher) in zip(words_MW, masked, strict=True):
+            if not request.is_finished:  # else the step is one too many, and anything will do
+                matcher.write_mask(words_W)
+        return TokenMasks(step.number, words_MW.tobytes())
 
     def commit(self, result: StepResult) -> list[TokenDelta]:
         """Take the oldest planned step's result in; returns what its requests gained."""

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
+from sgl.constrained.matcher import Matcher
 from sgl.messages import Finish, Generate, LogprobOptions, RequestId, TokenDelta, unpack
 from sgl.sampling_params import SamplingParams
 from sgl.scheduling.radix_cache import Node
@@ -33,6 +34,7 @@ class Request:
     arrival: int
     logprobs: LogprobOptions | None = None
     namespace: str = ""
+    matcher: Matcher | None = None  # where the answer is in its grammar
 
     pages: array[int] = field(default_factory=lambda: array("i"))
     node: Node | None = None
@@ -59,6 +61,7 @@ class Request:
         seed: int,
         eos_ids: AbstractSet[int],
         max_total_len: int,
+        matcher: Matcher | None = None,
     ) -> Request:
         """The request behind a message; its length is cut to what the server can hold."""
         prompt_ids = unpack(message.prompt_ids)
@@ -78,6 +81,7 @@ class Request:
             arrival=arrival,
             logprobs=options,
             namespace=message.namespace,
+            matcher=matcher,
             next_logprob=options.start_len if options and wants_prompt else len(prompt_ids),
         )
 
@@ -116,7 +120,14 @@ class Request:
             return Finish("length", length=self.max_new_tokens)
         if token_id in self.stop_ids:
             return Finish("stop", matched=token_id)
-        return None
+        return None if self.matcher is None else self._advance(self.matcher, token_id)
+
+    def _advance(self, matcher: Matcher, token_id: int) -> Finish | None:
+        """Where nothing can follow, the answer ends without an end-of-sequence token."""
+        if not matcher.take([token_id]):
+            why = matcher.error or f"token {token_id} is not allowed"
+            return Finish("abort", message=f"the grammar cannot go on: {why}", status=500)
+        return Finish("stop") if matcher.has_ended else None
 
     def last_delta(self, finish: Finish) -> TokenDelta:
         """What is told of a request that ends without another token."""

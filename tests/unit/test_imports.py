@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "execution": {"models", "kernels", "messages", "sampling_params"},
     "constrained": {"sampling_params"},
     "scheduling": {"messages", "sampling_params", "constrained"},
-    "protocol": {"messages", "sampling_params"},
+    "protocol": {"messages", "sampling_params", "constrained"},
     "lang": {"sampling_params", "engine"},
     "actors": WHOLE_ENGINE,
     "messages": {"sampling_params"},
