@@ -53,7 +53,8 @@ _NO_LORA = "LoRA adapters are not in this release; merge the adapter into a chec
 _NO_SPECULATION = "speculative decoding is not in this release; leave it out"
 _NO_COMPILE = "what torch.compile would fuse are single kernels already; leave it out"
 _NO_NODES = "one server runs on one machine in this release; use --tp for its GPUs"
-_NO_GRAMMAR = "constrained decoding is not in this release; leave it out"
+_ONE_GRAMMAR = "grammars are compiled by llguidance; leave it out"
+_ONE_SPACE = "JSON answers have at most one space where JSON allows any; leave it out"
 _NO_EXPERTS = "mixture-of-experts models are not in this release; use --tp"
 _NO_SPARSITY = "sparse attention is not in this release; leave it out"
 
@@ -133,8 +134,8 @@ REFUSED = (
     _refused("--lora-paths", "many", "", _NO_LORA),
     _refused("--max-loras-per-batch", "one", "8", _NO_LORA),
     _refused("--lora-backend", "one", "triton", _NO_LORA),
-    _refused("--grammar-backend", "one", "none", _NO_GRAMMAR),
-    _refused("--constrained-json-whitespace-pattern", "one", "", _NO_GRAMMAR),
+    _refused("--grammar-backend", "one", "llguidance", _ONE_GRAMMAR),
+    _refused("--constrained-json-whitespace-pattern", "one", "", _ONE_SPACE),
     _refused("--tool-call-parser", "one", "", "tool calls are not in this release; leave it out"),
     _refused("--speculative-algorithm", "one", "none", _NO_SPECULATION),
     _refused(

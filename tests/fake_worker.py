@@ -10,7 +10,9 @@ from __future__ import annotations
 import zlib
 from array import array
 
-from sgl.messages import Chunk, NewRow, StepPlan, StepResult, pack, unpack
+import numpy as np
+
+from sgl.messages import Chunk, NewRow, StepPlan, StepResult, TokenMasks, pack, unpack
 
 VOCAB = 50
 
@@ -28,6 +30,47 @@ def expected_output(prompt, max_new_tokens, eos_ids=frozenset()) -> list[int]:
     return tokens[len(prompt) :]
 
 
+class FakeMatcher:
+    """A grammar: after a token that divides by three an even one must come, else an odd one; it
+    ends with `last`."""
+
+    num_words = 2
+    error = ""
+
+    def __init__(self, last: int = -1) -> None:
+        self.last = last
+        self.before = 0
+        self.has_ended = False
+
+    @property
+    def parity(self) -> int:
+        return int(self.before % 3 != 0)
+
+    def take(self, ids) -> bool:
+        for token_id in ids:
+            if token_id % 2 != self.parity:
+                return False
+            self.before, self.has_ended = token_id, token_id == self.last
+        return True
+
+    def write_mask(self, words_W: np.ndarray) -> None:
+        bits = np.arange(VOCAB) % 2 == self.parity
+        words_W[:] = np.packbits(np.resize(bits, 64), bitorder="little").view(np.int32)
+
+
+def masked_output(prompt, max_new_tokens, last=-1) -> list[int]:
+    """What a request with this grammar must get."""
+    tokens, matcher = list(prompt), FakeMatcher(last)
+    while len(tokens) - len(prompt) < max_new_tokens and not matcher.has_ended:
+        tokens.append(next_allowed(next_token(tokens), matcher.parity))
+        assert matcher.take(tokens[-1:])
+    return tokens[len(prompt) :]
+
+
+def next_allowed(token: int, parity: int) -> int:
+    return token if token % 2 == parity else (token + 1) % VOCAB
+
+
 class FakeWorker:
     def __init__(self, num_pages: int, page_size: int) -> None:
         self.page_size = page_size
@@ -38,12 +81,24 @@ class FakeWorker:
         self.num_steps = 0
         self.num_tokens = 0
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def run(self, plan: StepPlan, masks: TokenMasks | None = None) -> StepResult:
         self.num_steps += 1
         self._change_rows(plan)
+        self.masks = self._masks(plan, masks)
+        self.num_sampled = 0
         sampled = [self._decode(row) for row in self.decode_rows]
         sampled += [token for chunk in plan.chunks if (token := self._prefill(chunk)) is not None]
         return StepResult(plan.step, pack(sampled))
+
+    def _masks(self, plan: StepPlan, masks: TokenMasks | None) -> dict[int, np.ndarray]:
+        """By the number of the sampled token: which ids it may be."""
+        if not plan.masked:
+            assert masks is None, "masks came for a step that needs none"
+            return {}
+        assert masks is not None, "the masks are not there"
+        assert masks.step == plan.step
+        bits = np.unpackbits(np.frombuffer(masks.words, np.uint8), bitorder="little")
+        return dict(zip(unpack(plan.masked), bits.reshape(len(plan.masked) // 4, -1), strict=True))
 
     def _change_rows(self, plan: StepPlan) -> None:
         for row in unpack(plan.released):
@@ -89,6 +144,11 @@ class FakeWorker:
 
     def _sample(self, row: int) -> int:
         token = next_token(self.tokens[row])
+        mask = self.masks.get(self.num_sampled)
+        self.num_sampled += 1
+        if mask is not None and not mask[token]:
+            token = (token + 1) % VOCAB
+            assert mask[token]
         self.tokens[row].append(token)
         return token
 

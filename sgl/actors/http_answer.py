@@ -29,6 +29,11 @@ async def answer_call(
     """Run `call`. If the client leaves, this is cancelled, and with it the call."""
     async with await front.submit(call) as running:
         if call.stream:
+            if any(prompt.grammar for prompt in call.prompts):
+                # a grammar that does not compile is refused with a status, not in the stream
+                await running.begun()
+                for answer in running.answers:
+                    _raise_failure(answer)
             return await _Stream(request, reply, write_timeout_s).send(running)
         answers = await running.finished()
         for answer in answers:

@@ -58,6 +58,12 @@ class RunningCall:
                 await self._wake.wait()
                 self._wake.clear()
 
+    async def begun(self) -> None:
+        """Until an answer has gained something, or none ever will."""
+        while not (self._changed or self.is_finished):
+            await self._wake.wait()
+            self._wake.clear()
+
     async def finished(self) -> Sequence[Answer]:
         """All answers, whole."""
         async for _ in self.changes():

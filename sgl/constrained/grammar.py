@@ -54,7 +54,10 @@ def _from_json_schema(source: str | dict[str, Any]) -> str:
 
 
 def _from_ebnf(source: str | dict[str, Any]) -> str:
+    """GBNF; without a `::=` it is taken for Lark, which vLLM's clients send in the same field."""
     text = _text(GrammarKind.EBNF, source)
+    if "::=" not in text:
+        return LLMatcher.grammar_from_lark(text)
     try:
         return LLMatcher.grammar_from_lark(gbnf_to_lark(text))
     except GbnfToLarkError as error:

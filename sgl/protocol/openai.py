@@ -14,17 +14,10 @@ from sgl.errors import InvalidRequestError, RequestError
 from sgl.messages import Finish
 from sgl.protocol.body import MAX_RID_CHARS, MAX_SALT_CHARS, check_name, check_sizes
 from sgl.protocol.call import Answer
+from sgl.protocol.openai_grammar import GrammarBody
 from sgl.sampling_params import SamplingParams
 
 NOT_YET = (
-    "regex",
-    "ebnf",
-    "json_schema",
-    "structured_outputs",
-    "guided_json",
-    "guided_regex",
-    "guided_choice",
-    "guided_grammar",
     "lora_path",
     "session_params",
     "custom_logit_processor",
@@ -36,7 +29,7 @@ class StreamOptions(msgspec.Struct, kw_only=True):
     include_usage: bool | None = None
 
 
-class SamplingBody(msgspec.Struct, kw_only=True):
+class SamplingBody(GrammarBody, kw_only=True):
     """Fields of both endpoints and their JSON types; null means not given."""
 
     model: str | None = None

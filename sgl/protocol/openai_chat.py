@@ -23,6 +23,7 @@ from sgl.protocol.openai import (
     refuse_range,
     sampling_params,
 )
+from sgl.protocol.openai_grammar import grammar_of
 
 DEFAULT_TEMPERATURE = 0.7
 MAX_MESSAGES = 4096
@@ -62,10 +63,6 @@ class Message(msgspec.Struct, kw_only=True):
     tool_call_id: str | None = None
 
 
-class ResponseFormat(msgspec.Struct, kw_only=True):
-    type: str
-
-
 class ChatBody(SamplingBody, kw_only=True):
     """The fields of `/v1/chat/completions` besides the shared ones."""
 
@@ -73,7 +70,6 @@ class ChatBody(SamplingBody, kw_only=True):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    response_format: ResponseFormat | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     chat_template_kwargs: dict[str, str | int | float | bool | None] | None = None
@@ -114,6 +110,7 @@ def parse_chat(body: bytes, server: Server, template: Template | None) -> ChatRe
         logprobs=LogprobOptions(top_num=chat.top_logprobs or 0) if chat.logprobs else None,
         rid=head.id,
         is_length_explicit=max_tokens is not None,
+        grammar=grammar_of(chat),
     )
     call = GenerationCall(
         prompts=(prompt,),
@@ -138,12 +135,6 @@ def _check(body: ChatBody) -> None:
             "tool calls are not supported by this server yet: leave out tools, or set tool_choice "
             'to "none"',
             param="tools",
-        )
-    if body.response_format is not None and body.response_format.type != "text":
-        raise InvalidRequestError(
-            f"response_format {body.response_format.type!r:.40} is not supported by this server "
-            'yet; only {"type": "text"} is',
-            param="response_format",
         )
 
 

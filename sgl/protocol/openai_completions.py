@@ -25,6 +25,7 @@ from sgl.protocol.openai import (
     refuse_range,
     sampling_params,
 )
+from sgl.protocol.openai_grammar import grammar_of
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -63,6 +64,7 @@ def parse_completion(body: bytes, server: Server) -> CompletionRequest:
         if completion.max_tokens is None
         else completion.max_tokens,
     )
+    grammar = grammar_of(completion)
     calls = tuple(
         PromptCall(
             prompt=prompt,
@@ -70,6 +72,7 @@ def parse_completion(body: bytes, server: Server) -> CompletionRequest:
             logprobs=_logprob_options(completion),
             rid=head.id if len(prompts) == 1 else f"{head.id}-{number}",
             is_length_explicit=completion.max_tokens is not None,
+            grammar=grammar,
         )
         for number, prompt in enumerate(prompts)
     )

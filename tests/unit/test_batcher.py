@@ -6,7 +6,7 @@ import random
 from collections import deque
 
 import pytest
-from fake_worker import VOCAB, FakeWorker, expected_output
+from fake_worker import VOCAB, FakeMatcher, FakeWorker, expected_output, masked_output
 
 from sgl.errors import PromptTooLongError
 from sgl.messages import Finish, Generate, StepResult, pack, unpack
@@ -39,10 +39,10 @@ class Bench:
         self.finishes: dict[int, Finish] = {}
         self.num_cached: dict[int, int] = {}
 
-    def ask(self, request_id, prompt, max_new_tokens=4, **sampling):
+    def ask(self, request_id, prompt, max_new_tokens=4, matcher=None, **sampling):
         params = SamplingParams(max_new_tokens=max_new_tokens, **sampling)
         self.outputs[request_id] = []
-        self.batcher.add(Generate(request_id, pack(prompt), params))
+        self.batcher.add(Generate(request_id, pack(prompt), params), matcher)
 
     def leave(self, request_id):
         if delta := self.batcher.end(request_id, LEFT):
@@ -59,7 +59,7 @@ class Bench:
         if not self.plans:
             return False
         plan = self.plans.popleft()
-        computed = self.worker.run(plan)
+        computed = self.worker.run(plan, self.batcher.due_masks())
         self.take(self.batcher.commit((result and result(plan)) or computed))
         self.batcher.check()
         return True
@@ -409,3 +409,57 @@ def test_random_traffic_keeps_every_page_and_every_token(seed, page_size):
             wanted = wanted[: len(bench.outputs[request_id])]
         assert bench.outputs[request_id] == wanted
     bench.assert_empty()
+
+
+def test_answers_under_a_grammar_are_what_it_allows():
+    """Some of them, in a memory so small that requests are retracted."""
+    rng = random.Random(3)
+    bench = Bench(num_pages=80, max_step_tokens=30, max_rows=6, conservativeness=0.0)
+    wanted = {}
+    for request_id in range(40):
+        prompt = [rng.randrange(VOCAB) for _ in range(rng.randrange(1, 20))]
+        num, last = rng.randrange(1, 50), rng.choice([-1, 2, 7])
+        if request_id % 3:
+            bench.ask(request_id, prompt, num, matcher=FakeMatcher(last))
+            wanted[request_id] = masked_output(prompt, num, last)
+        else:
+            bench.ask(request_id, prompt, num)
+            wanted[request_id] = expected_output(prompt, num)
+    bench.run_until_idle()
+    assert bench.outputs == wanted
+    assert bench.batcher.totals.num_retractions
+    ends = [bench.finishes[i].kind for i in wanted if i % 3]
+    assert {"stop", "length"} == set(ends)
+    bench.assert_empty()
+
+
+def test_a_step_under_a_grammar_is_planned_before_the_tokens_of_the_last_are_known():
+    bench = Bench()
+    bench.ask(1, [1, 2, 3], 5, matcher=FakeMatcher())
+    bench.plan()
+    first, second = bench.plans
+    assert first.masked == second.masked == pack([0])
+    masks = bench.batcher.due_masks()
+    assert masks.step == first.step
+    assert bench.batcher.due_masks() is None, "they depend on a token that is not there yet"
+    bench.plans.popleft()
+    bench.take(bench.batcher.commit(bench.worker.run(first, masks)))
+    assert bench.batcher.due_masks().step == second.step
+
+
+def test_a_token_that_the_grammar_forbids_ends_the_request_alone():
+    bench = Bench()
+    bench.ask(1, [1, 2, 3], 5, matcher=FakeMatcher())
+    bench.ask(2, [4, 5], 5)
+    wrong = {"first": True}
+
+    def break_first(plan):
+        if not wrong.pop("first", False):
+            return None
+        return StepResult(plan.step, pack([1, next(iter(expected_output([4, 5], 1)))]))
+
+    bench.step(break_first)
+    assert bench.finishes[1].kind == "abort"
+    assert "token 1 is not allowed" in bench.finishes[1].message
+    bench.run_until_idle()
+    assert bench.outputs[2] == expected_output([4, 5], 5)

@@ -103,6 +103,18 @@ def test_null_means_not_given_and_null_grammars_are_accepted() -> None:
         {"text": "a", **nothing, "sampling_params": {"regex": None, "stop": None}}
     )
     assert request.call.prompts[0].sampling.stop == ()
+    assert request.call.prompts[0].grammar is None
+
+
+def test_each_prompt_of_a_batch_may_have_its_own_grammar() -> None:
+    fields = {
+        "text": ["a", "b", "c"],
+        "sampling_params": [{"regex": "a*"}, {}, {"json_schema": {"type": "object"}}],
+    }
+    grammars = [prompt.grammar for prompt in generate_request(fields).call.prompts]
+    assert [grammar and grammar.kind for grammar in grammars] == ["regex", None, "json_schema"]
+    one = generate_request({"text": ["a", "b"], "sampling_params": {"regex": "a*"}})
+    assert [prompt.grammar for prompt in one.call.prompts] == [grammars[0]] * 2
 
 
 @pytest.mark.parametrize(
@@ -124,8 +136,9 @@ def test_null_means_not_given_and_null_grammars_are_accepted() -> None:
         ({"text": "a", "rid": "a\nb"}, "rid"),
         ({"text": ["a", "b"], "sampling_params": [{"n": 1}, {"n": 2}]}, "n"),
         ({"text": "a", "sampling_params": {"temprature": 1}}, "temprature"),
-        ({"text": "a", "sampling_params": {"regex": "a*"}}, "regex"),
-        ({"text": "a", "sampling_params": {"json_schema": "{}"}}, "json_schema"),
+        ({"text": "a", "sampling_params": {"regex": 3}}, "regex"),
+        ({"text": "a", "sampling_params": {"json_schema": "{"}}, "json_schema"),
+        ({"text": "a", "sampling_params": {"regex": "a", "json_schema": "{}"}}, "json_schema"),
         ({"text": "a", "image_data": "x"}, "image_data"),
         ({"text": "a", "lora_path": "x"}, "lora_path"),
         ({"text": "a", "session_params": {}}, "session_params"),

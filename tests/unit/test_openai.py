@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from array import array
 from typing import Any
 
@@ -9,6 +10,7 @@ import orjson
 import pytest
 from fakes import LetterTokenizer
 
+from sgl.constrained.grammar import parse_grammar
 from sgl.errors import InvalidRequestError, PromptTooLongError
 from sgl.messages import Finish, LogprobOptions, Logprobs, TextDelta, pack
 from sgl.protocol.call import Answer
@@ -18,6 +20,7 @@ from sgl.protocol.openai_chat import ChatRequest, parse_chat
 from sgl.protocol.openai_chat_reply import ChatReply
 from sgl.protocol.openai_completions import CompletionRequest, parse_completion
 from sgl.protocol.openai_completions_reply import CompletionReply
+from sgl.sampling_params import GrammarKind
 
 SERVER = Server(model_name="letters", reports_cached=True)
 TEMPLATE = ChatTemplate(
@@ -134,10 +137,17 @@ def test_stops_of_the_template_do_not_outlive_the_request() -> None:
             "messages[0].content",
         ),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
-        ({"regex": "a"}, "regex"),
-        ({"guided_json": {}}, "guided_json"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {}}},
+            "response_format.json_schema",
+        ),
+        ({"regex": "a", "ebnf": 'root ::= "a"'}, "ebnf"),
+        ({"regex": "a", "response_format": {"type": "json_object"}}, "regex"),
+        ({"guided_json": "{"}, "guided_json"),
+        ({"guided_choice": []}, "guided_choice"),
+        ({"structured_outputs": {"grammar": "root ::= ("}}, "structured_outputs.grammar"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs"),
@@ -297,3 +307,39 @@ def test_chat_logprobs_without_alternatives_have_an_empty_list() -> None:
     growing.output_logprobs.add(logprobs([-0.5], [], []))
     [choice] = ChatReply(request, LetterTokenizer()).whole([growing])["choices"]
     assert choice["logprobs"]["content"][0]["top_logprobs"] == []
+
+
+A_OR_B = {"type": "object", "properties": {"a": {"type": "integer"}}}
+JSON_FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": A_OR_B}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "like"),
+    [
+        ({"response_format": {"type": "json_object"}}, "json_schema", {"type": "object"}),
+        ({"response_format": JSON_FORMAT}, "json_schema", A_OR_B),
+        ({"json_schema": A_OR_B}, "json_schema", A_OR_B),
+        ({"json_schema": json.dumps(A_OR_B)}, "json_schema", A_OR_B),
+        ({"guided_json": A_OR_B}, "json_schema", A_OR_B),
+        ({"structured_outputs": {"json": A_OR_B}}, "json_schema", A_OR_B),
+        ({"structured_outputs": {"json_object": True}}, "json_schema", {"type": "object"}),
+        ({"regex": "a+"}, "regex", "a+"),
+        ({"guided_regex": "a+"}, "regex", "a+"),
+        ({"structured_outputs": {"regex": "a+"}}, "regex", "a+"),
+        ({"guided_choice": ["a.b", "c"]}, "regex", r"a\.b|c"),
+        ({"structured_outputs": {"choice": ["a.b", "c"]}}, "regex", r"a\.b|c"),
+        ({"ebnf": 'root ::= "a"'}, "ebnf", 'root ::= "a"'),
+        ({"guided_grammar": 'root ::= "a"'}, "ebnf", 'root ::= "a"'),
+    ],
+)
+def test_grammars_in_all_spellings(fields: dict[str, Any], kind: str, like: Any) -> None:
+    wanted = parse_grammar(GrammarKind(kind), like)
+    assert chat(**fields).call.prompts[0].grammar == wanted
+    body = orjson.dumps({"prompt": ["x", "y"], **fields})
+    both = parse_completion(body, SERVER).call.prompts
+    assert [prompt.grammar for prompt in both] == [wanted] * 2
+
+
+def test_no_grammar_is_none() -> None:
+    fields = {"response_format": {"type": "text"}, "regex": None, "structured_outputs": None}
+    assert chat(**fields).call.prompts[0].grammar is None

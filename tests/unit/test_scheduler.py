@@ -6,11 +6,12 @@ import io
 import itertools
 import json
 
-from fake_worker import FakeWorker, expected_output
+from fake_worker import FakeMatcher, FakeWorker, expected_output, masked_output
 
 from sgl.actors.channel import LocalChannel
 from sgl.actors.scheduler import Scheduler
 from sgl.actors.step_log import StepLog
+from sgl.errors import InvalidRequestError
 from sgl.messages import (
     Abort,
     Control,
@@ -23,10 +24,11 @@ from sgl.messages import (
     StepPlan,
     Stop,
     StopProfile,
+    TokenMasks,
     pack,
     unpack,
 )
-from sgl.sampling_params import SamplingParams
+from sgl.sampling_params import Grammar, GrammarKind, SamplingParams
 from sgl.scheduling.batcher import Batcher
 from sgl.scheduling.kv_store import KvStore
 from sgl.scheduling.limits import Limits
@@ -40,6 +42,29 @@ class Clock:
         return self.now
 
 
+class FakeCompiler:
+    """Knows the grammar "kept" at once, compiles others when told to, and refuses "[" then."""
+
+    def __init__(self):
+        self.submitted, self.done = {}, []
+
+    def find(self, grammar):
+        return FakeMatcher() if grammar.text == "kept" else None
+
+    def submit(self, key, grammar):
+        self.submitted[key] = grammar
+
+    def finish_all(self):
+        for key, grammar in self.submitted.items():
+            is_wrong = grammar.text == "["
+            self.done.append((key, InvalidRequestError("[?") if is_wrong else FakeMatcher()))
+        self.submitted.clear()
+
+    def receive(self):
+        done, self.done = self.done, []
+        return done
+
+
 class Bench:
     """The actor's neighbours: what they sent, and what they were told."""
 
@@ -47,6 +72,7 @@ class Bench:
         self.requests, self.stops, self.results = (LocalChannel() for _ in range(3))
         self.plans = [LocalChannel() for _ in range(num_workers)]
         self.text = LocalChannel(max_messages=text_room)
+        self.compiler = FakeCompiler()
         limits = Limits(max_step_tokens=16, max_rows=8, max_total_len=num_pages)
         self.scheduler = Scheduler(
             Batcher(KvStore(num_pages, 1), limits),
@@ -56,13 +82,22 @@ class Bench:
             workers=[channel.sender for channel in self.plans],
             text=self.text.sender,
             log=StepLog(40, trace, Clock()),
+            grammars=self.compiler,
         )
         self.worker = FakeWorker(num_pages, 1)
         self.backlog = []
+        self.masks = {}
         self.told = []
 
-    def ask(self, request_id, prompt, **sampling):
-        self.requests.sender.send(Generate(request_id, pack(prompt), SamplingParams(**sampling)))
+    def ask(self, request_id, prompt, grammar=None, **sampling):
+        kind = GrammarKind.REGEX
+        message = Generate(
+            request_id,
+            pack(prompt),
+            SamplingParams(**sampling),
+            grammar=grammar and Grammar(kind, grammar),
+        )
+        self.requests.sender.send(message)
 
     def turn(self):
         """One turn of the scheduler; then the worker finishes one step."""
@@ -70,9 +105,11 @@ class Bench:
         self.told += self.text.receiver.receive()
         plans = [channel.receiver.receive() for channel in self.plans]
         assert all(seen == plans[0] for seen in plans), "the ranks get different plans"
-        self.backlog += plans[0]
+        self.masks |= {one.step: one for one in plans[0] if isinstance(one, TokenMasks)}
+        self.backlog += [one for one in plans[0] if not isinstance(one, TokenMasks)]
         if self.backlog:
-            self.results.sender.send(self.worker.run(self.backlog.pop(0)))
+            plan = self.backlog.pop(0)
+            self.results.sender.send(self.worker.run(plan, self.masks.pop(plan.step, None)))
         return is_busy
 
     def run_until_idle(self):
@@ -216,3 +253,53 @@ def test_the_trace_shows_each_step_planned_before_the_last_result():
     early = sum(after["sent"] < step["arrived"] for step, after in itertools.pairwise(steps))
     assert len(steps) == 200
     assert early == 199
+
+
+def test_a_request_waits_for_its_grammar_and_nobody_waits_for_it():
+    bench = Bench(num_pages=200)
+    bench.ask(1, [1, 2], grammar="kept", max_new_tokens=4)
+    bench.ask(2, [3, 4], grammar="new", max_new_tokens=4)
+    bench.ask(3, [5, 6], max_new_tokens=4)
+    bench.run_until_idle()
+    assert bench.output(1) == masked_output([1, 2], 4)
+    assert bench.output(3) == expected_output([5, 6], 4)
+    assert bench.output(2) == []
+    bench.compiler.finish_all()
+    bench.run_until_idle()
+    assert bench.output(2) == masked_output([3, 4], 4)
+
+
+def test_a_wrong_grammar_is_told_to_whoever_asked():
+    bench = Bench()
+    bench.ask(1, [1, 2], grammar="[", max_new_tokens=4)
+    bench.run_until_idle()
+    bench.compiler.finish_all()
+    bench.run_until_idle()
+    [delta] = bench.deltas(1)
+    assert delta.finish == Finish("abort", message="[?", status=400)
+    assert not bench.scheduler.batcher.requests
+
+
+def test_a_request_is_aborted_while_its_grammar_is_compiled():
+    bench = Bench()
+    bench.ask(1, [1, 2], grammar="new", max_new_tokens=4)
+    bench.ask(2, [1, 2], grammar="new", max_new_tokens=4)
+    bench.run_until_idle()
+    bench.requests.sender.send(Abort(1))
+    bench.run_until_idle()
+    assert bench.deltas(1)[-1].finish.status == 499
+    bench.requests.sender.send(Control(1, "abort_all"))
+    bench.run_until_idle()
+    assert bench.told[-1] == Reply(1, ok=True, text="Aborted 1 requests.")
+    bench.compiler.finish_all()
+    bench.run_until_idle()
+    assert bench.output(1) == bench.output(2) == []
+
+
+def test_only_rank_0_gets_masks():
+    bench = Bench(num_workers=2)
+    bench.ask(1, [1, 2], grammar="kept", max_new_tokens=3)
+    bench.scheduler.turn()
+    first, second = (channel.receiver.receive() for channel in bench.plans)
+    assert [type(message) for message in first] == [StepPlan, TokenMasks, StepPlan]
+    assert second == [message for message in first if isinstance(message, StepPlan)]
