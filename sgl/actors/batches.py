@@ -97,12 +97,12 @@ class Batches:
         await run.save()
         return told
 
-    def check_unused(self, file_id: str) -> None:
-        """Raises InvalidRequestError if a batch still has to read the file."""
-        for run in self._runs.values():
-            if run.record.input_file_id == file_id:
+    async def check_unused(self, file_id: str) -> None:
+        """Raises InvalidRequestError if a batch, of any server, still has to read the file."""
+        for record in await self.all():
+            if record.input_file_id == file_id and not record.has_ended:
                 raise InvalidRequestError(
-                    f"{run.record.id} still reads this file: cancel the batch first"
+                    f"{record.id} still reads this file: cancel the batch first"
                 )
 
     def pause(self) -> None:

@@ -70,7 +70,7 @@ class FileRoutes:
 
     async def delete_file(self, request: web.Request) -> web.StreamResponse:
         file_id = request.match_info["id"]
-        self._batches.check_unused(file_id)
+        await self._batches.check_unused(file_id)
         await asyncio.to_thread(self._files.delete, file_id)
         return json_response(deleted_file(file_id))
 
