@@ -17,9 +17,11 @@ from ingress_server import CONTEXT_LEN, server
 from openai.types import Batch
 
 from sgl.actors import batch_lines, batches
+from sgl.actors.batch_files import BatchFiles
 from sgl.actors.file_store import FileStore
 from sgl.actors.http_answer import whole_answer
 from sgl.messages import Drain, EngineDied
+from sgl.protocol.batch_lines import LineAnswer
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 LONG = 4000  # tokens: more than any test waits for
@@ -311,19 +313,26 @@ def tear_last_line(part: Path) -> None:
 
 
 @in_loop
-async def test_a_crash_at_any_moment_loses_no_answer(tmp_path: Path) -> None:
-    """A copy of the folder, taken while a batch runs, is what a crash would have left."""
-    folder = tmp_path / "0"
+async def test_a_crash_at_any_moment_loses_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of the folder, taken after some answers, is what a crash would have left then."""
+    folder, copies = tmp_path / "0", list[Path]()
+    append = BatchFiles.append
+
+    def append_and_copy(files: BatchFiles, answers: Sequence[LineAnswer]) -> None:
+        append(files, answers)
+        copies.append(tmp_path / str(len(copies) + 1))
+        shutil.copytree(folder, copies[-1])
+        tear_last_line(copies[-1] / files.output.path.name)
+
     lines = prompts(200)
     lines[3] = b"bad"
     async with server(step_s=0.002, file_storage_path=str(folder)) as s, s.openai() as client:
-        made = await start(client, lines)
-        copies = []
-        while (await client.batches.retrieve(made.id)).status != "completed":
-            copies.append(tmp_path / str(len(copies) + 1))
-            shutil.copytree(folder, copies[-1], ignore=shutil.ignore_patterns("*.tmp"))
-            tear_last_line(copies[-1] / f"{made.id}.output.part")
-            await asyncio.sleep(0.02)
+        with monkeypatch.context() as copying:
+            copying.setattr(BatchFiles, "append", append_and_copy)
+            made = await start(client, lines)
+            assert (await ended(client, made.id)).status == "completed"
     assert len(copies) >= 3
     for copy in (copies[0], copies[len(copies) // 2], copies[-1]):
         async with server(file_storage_path=str(copy)) as s, s.openai() as client:
