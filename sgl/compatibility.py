@@ -151,12 +151,6 @@ REFUSED = (
         "0",
         "weights are not kept in host memory in this release; use --tp or a smaller model",
     ),
-    _refused(
-        "--file-storage-pth",
-        "one",
-        "sglang_storage",
-        "the files and batches API is not in this release; leave it out",
-    ),
     _refused("--log-level-http", "one", "", "there is one log level for all; use --log-level"),
     _refused("--show-time-cost", "nothing", "", "step times are in --trace-steps FILE; use that"),
     _refused(

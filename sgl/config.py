@@ -99,6 +99,15 @@ class ServerConfig:
         metavar="KEY",
     )
     max_body_mb: float = flag("largest request body, in MB", default=64.0, low=0.001)
+    file_storage_path: str | None = flag(
+        "folder for files and batches of the OpenAI API, made when the first one comes",
+        aliases=("--file-storage-pth",),
+        default_text="`sgl/files` in `$XDG_STATE_HOME`, which is `~/.local/state` if not set",
+        metavar="FOLDER",
+    )
+    max_file_mb: float = flag(
+        "largest file that can be uploaded to /v1/files, in MB", default=512.0, low=0.001
+    )
     max_batch_requests: int = flag(
         "most answers one HTTP call may ask for: prompts times n", default=2048, low=1
     )
@@ -302,6 +311,14 @@ class ServerConfig:
     def model_name(self) -> str:
         """What clients call the model."""
         return self.served_model_name or self.model_path or DEMO_MODEL_NAME
+
+    @property
+    def file_folder(self) -> Path:
+        """Where files and batches are kept; it need not exist yet."""
+        if self.file_storage_path is not None:
+            return Path(self.file_storage_path).expanduser()
+        state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+        return Path(state) / "sgl" / "files"
 
     @property
     def model_overrides(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ SglError
     InvalidRequestError       a field is wrong                                 400
     PromptTooLongError        does not fit the context or the KV cache         400
     UnauthorizedError         the API key is missing or wrong                  401
+    NotFoundError             there is no file or batch of this id             404
     RequestTooLargeError      the body is over the size limit                  413
     OverloadedError           the waiting queue is full, or we are stopping    503
     EngineError               the request failed inside the engine             500
@@ -47,6 +48,13 @@ class UnauthorizedError(RequestError):
     status = 401
     kind = "AuthenticationError"
     code: str | None = "invalid_api_key"
+
+
+class NotFoundError(RequestError):
+    """What the request names does not exist."""
+
+    status = 404
+    kind = "NotFoundError"
 
 
 class RequestTooLargeError(RequestError):

@@ -24,3 +24,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def is_full(request: pytest.FixtureRequest) -> bool:
     """Whether time does not matter."""
     return bool(request.config.getoption("--full"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _state_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Servers keep files below this, not in the home of whoever runs the tests."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))

@@ -117,6 +117,10 @@ class Front:
         return len(self._live)
 
     @property
+    def max_live(self) -> int:
+        return self._options.max_live_requests
+
+    @property
     def is_dead(self) -> bool:
         return self._death is not None
 

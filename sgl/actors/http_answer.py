@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 from aiohttp import web
 
@@ -35,10 +36,15 @@ async def answer_call(
                 for answer in running.answers:
                     _raise_failure(answer)
             return await _Stream(request, reply, write_timeout_s).send(running)
-        answers = await running.finished()
-        for answer in answers:
-            _raise_failure(answer)
-        return json_response(reply.whole(answers))
+        return json_response(await whole_answer(running, reply))
+
+
+async def whole_answer(running: RunningCall, reply: Reply) -> Any:
+    """The JSON of the finished call; raises RequestError where it failed."""
+    answers = await running.finished()
+    for answer in answers:
+        _raise_failure(answer)
+    return reply.whole(answers)
 
 
 class _Stream:

@@ -22,8 +22,12 @@ import uvloop
 from aiohttp import web
 
 from sgl.actors.access import Access
+from sgl.actors.batch_share import BatchShare
+from sgl.actors.batches import Batches
 from sgl.actors.channel import Inbox, TickSender
 from sgl.actors.connections import ExpectMalformed, HeaderDeadline, StallWatch
+from sgl.actors.file_routes import FileRoutes
+from sgl.actors.file_store import FileStore
 from sgl.actors.front import Front, FrontOptions
 from sgl.actors.gate import Gate, Phase
 from sgl.actors.middlewares import (
@@ -34,7 +38,8 @@ from sgl.actors.middlewares import (
     log_requests,
     name_request,
 )
-from sgl.actors.routes import Routes, ServedModel, generate_quietly
+from sgl.actors.openai_calls import OpenAiCalls, ServedModel
+from sgl.actors.routes import Routes, generate_quietly
 from sgl.config import ServerConfig
 from sgl.errors import ConfigError, EngineError
 from sgl.messages import DetokenizerToIngress, Drain, EngineDied, SupervisorToIngress
@@ -55,7 +60,10 @@ WARM_UP_TOKENS = 8
 
 
 class Ingress:
-    """The HTTP server of one engine, from listening to the end of draining."""
+    """The HTTP server of one engine, from listening to the end of draining.
+
+    max_running   requests that the engine runs at a time
+    """
 
     def __init__(
         self,
@@ -64,6 +72,7 @@ class Ingress:
         front: Front,
         page: StatusPage,
         beat: Callable[[], None] = lambda: None,
+        max_running: int = 128,
     ) -> None:
         self._config = config
         self._front = front
@@ -77,10 +86,21 @@ class Ingress:
         self._has_tokenizer = model.tokenizer is not None
         self._has_template = model.chat_template is not None
         access = Access(config.api_key, config.admin_api_key, config.host)
+        calls = OpenAiCalls(config, model)
+        files = FileStore(config.file_folder, int(config.max_file_mb * 1e6))
+        self._batches = Batches(
+            files,
+            front,
+            calls,
+            BatchShare.of(max_running=max_running, max_live=front.max_live),
+            max_line_bytes=int(config.max_body_mb * 1e6),
+        )
         routes = Routes(
             config,
             model,
             front,
+            calls=calls,
+            files=FileRoutes(files, self._batches, self._gate),
             gate=self._gate,
             access=access,
             metrics=Metrics(front.counts, page, config.model_name),
@@ -109,6 +129,7 @@ class Ingress:
         finally:
             for task in (watch, warm_up, ending):
                 task.cancel()
+            await self._batches.stop()
             await self._runner.cleanup()
             self._front.close()
 
@@ -127,10 +148,12 @@ class Ingress:
     async def drain(self, timeout_s: float, delay_s: float) -> None:
         """Say goodbye: not ready, then nothing new, then whatever still runs is ended."""
         self._gate.phase = Phase.LEAVING
+        self._batches.pause()
         await asyncio.sleep(delay_s)
         self._gate.phase = Phase.CLOSED
         if not await self._front.wait_idle(timeout_s):
             logger.warning("Abort of %d requests: the time to finish is up", self._front.num_live)
+            await self._batches.stop()
             self._front.fail_all(EngineError("server_shutdown: the server was stopped"))
         self._is_ending.set()
 
@@ -158,6 +181,7 @@ class Ingress:
         if self._gate.phase is Phase.LOADING:
             self._gate.phase = Phase.OPEN
             logger.info("The server is fired up and ready to roll!\n%s", self._greeting(listener))
+            await self._batches.resume()
 
     def _greeting(self, listener: socket.socket) -> str:
         url = f"http://{_reachable(self._config.host)}:{listener.getsockname()[1]}"
@@ -245,7 +269,14 @@ async def _run(context: Context) -> None:
             allow_auto_truncate=config.allow_auto_truncate,
         ),
     )
-    ingress = Ingress(config, model, front, context.status, partial(context.status.beat, "ingress"))
+    ingress = Ingress(
+        config,
+        model,
+        front,
+        context.status,
+        partial(context.status.beat, "ingress"),
+        context.limits.max_running_requests,
+    )
     inbox = Inbox(loop, _end_process)
     inbox.add(context.receiver("detokenizer->ingress", DetokenizerToIngress), front.receive)
     inbox.add(context.receiver("supervisor->ingress", SupervisorToIngress), ingress.receive)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -14,42 +12,26 @@ from aiohttp import web
 
 from sgl.actors.access import Access, Level
 from sgl.actors.connections import StallWatch
+from sgl.actors.file_routes import FileRoutes, Route
 from sgl.actors.front import Front
 from sgl.actors.gate import Gate
 from sgl.actors.http_answer import answer_call
+from sgl.actors.http_body import read_body
 from sgl.actors.middlewares import forbidden, json_response
-from sgl.actors.prompt_encoder import TextTokenizer
+from sgl.actors.openai_calls import OpenAiCalls, ServedModel
 from sgl.config import ServerConfig
-from sgl.errors import InvalidRequestError, RequestError, RequestTooLargeError
+from sgl.errors import InvalidRequestError, RequestError
 from sgl.messages import Reply
 from sgl.metrics import CONTENT_TYPE, Metrics
 from sgl.protocol.body import convert, id_array, parse_fields
 from sgl.protocol.call import GenerationCall, PromptCall
 from sgl.protocol.native import parse_generate
 from sgl.protocol.native_reply import NativeReply
-from sgl.protocol.openai import Server, model_card, model_list
-from sgl.protocol.openai_chat import Template, parse_chat
-from sgl.protocol.openai_chat_reply import ChatReply
-from sgl.protocol.openai_completions import parse_completion
-from sgl.protocol.openai_completions_reply import CompletionReply
+from sgl.protocol.openai import model_card, model_list
 from sgl.protocol.profile import ProfileRequest
 from sgl.sampling_params import SamplingParams
 
-BODY_TIMEOUT_S = 60.0
 PROBE_TIMEOUT_S = 20.0
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServedModel:
-    """What the routes know of the model. `tokenizer` is None where only ids are served."""
-
-    path: str
-    tokenizer_path: str
-    context_len: int
-    tokenizer: TextTokenizer | None
-    chat_template: Template | None
 
 
 class TokenizeBody(msgspec.Struct, kw_only=True):
@@ -77,6 +59,8 @@ class Routes:
         model: ServedModel,
         front: Front,
         *,
+        calls: OpenAiCalls,
+        files: FileRoutes,
         gate: Gate,
         access: Access,
         metrics: Metrics,
@@ -91,11 +75,8 @@ class Routes:
         self._stall = stall
         self._started = int(time.time())
         self._max_body_bytes = int(config.max_body_mb * 1e6)
-        self._server = Server(
-            model_name=config.model_name,
-            reports_cached=config.enable_cache_report,
-            max_prompts=config.max_batch_requests,
-        )
+        self._calls = calls
+        self._files = files
 
     def add_to(self, app: web.Application) -> dict[web.AbstractResource, Level]:
         """Register all of them; says the level of each, for the check of access."""
@@ -107,7 +88,7 @@ class Routes:
                 resource.add_route(method, handler)
         return levels
 
-    def _table(self) -> list[tuple[str, str, Level, Handler]]:
+    def _table(self) -> list[Route]:
         return [
             ("GET", "/health", Level.PUBLIC, self.ready),
             ("GET", "/health/ready", Level.PUBLIC, self.ready),
@@ -125,6 +106,7 @@ class Routes:
             ("POST", "/tokenize", Level.API, self.tokenize),
             ("POST", "/detokenize", Level.API, self.detokenize),
             ("POST", "/abort_request", Level.API, self.abort_request),
+            *self._files.table(),
             ("GET POST", "/flush_cache", Level.ADMIN, self.flush_cache),
             ("GET POST", "/start_profile", Level.ADMIN, self.start_profile),
             ("GET POST", "/stop_profile", Level.ADMIN, self.stop_profile),
@@ -159,15 +141,13 @@ class Routes:
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         self._gate.check()
-        parsed = parse_completion(await self._body(request), self._server)
-        reply = CompletionReply(parsed, self._tokenizer())
-        return await answer_call(request, self._front, parsed.call, reply)
+        call, reply = self._calls.completion(await self._body(request))
+        return await answer_call(request, self._front, call, reply)
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
         self._gate.check()
-        parsed = parse_chat(await self._body(request), self._server, self._model.chat_template)
-        reply = ChatReply(parsed, self._tokenizer())
-        return await answer_call(request, self._front, parsed.call, reply)
+        call, reply = self._calls.chat(await self._body(request))
+        return await answer_call(request, self._front, call, reply)
 
     async def models(self, request: web.Request) -> web.Response:
         return json_response(model_list([self._card(self._config.model_name)]))
@@ -204,7 +184,9 @@ class Routes:
         text = body.prompt if body.text is None else body.text
         if text is None:
             raise InvalidRequestError("text must be given", param="text")
-        ids = await asyncio.to_thread(self._tokenizer().encode, text, body.add_special_tokens)
+        ids = await asyncio.to_thread(
+            self._model.need_tokenizer().encode, text, body.add_special_tokens
+        )
         return json_response(
             {
                 "tokens": ids.tolist(),
@@ -218,7 +200,7 @@ class Routes:
         ids = id_array(body.tokens, "tokens")
         if min(ids) < 0:
             raise InvalidRequestError(f"tokens holds the id {min(ids)}", param="tokens")
-        decode = self._tokenizer().decode
+        decode = self._model.need_tokenizer().decode
         return json_response(
             {"text": await asyncio.to_thread(decode, ids, body.skip_special_tokens)}
         )
@@ -247,26 +229,7 @@ class Routes:
         return _told(await self._front.stop_profile())
 
     async def _body(self, request: web.Request) -> bytes:
-        """The whole body; refused early if it is too large, given up if it does not come."""
-        limit = self._max_body_bytes
-        if request.content_length is not None and request.content_length > limit:
-            raise RequestTooLargeError(
-                f"the body has {request.content_length} bytes, the server reads {limit}: send "
-                "less, or start the server with a larger --max-body-mb"
-            )
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                return await request.read()
-        except TimeoutError:
-            raise web.HTTPRequestTimeout from None
-
-    def _tokenizer(self) -> TextTokenizer:
-        if self._model.tokenizer is None:
-            raise InvalidRequestError(
-                "this server runs without a tokenizer (--skip-tokenizer-init): use /generate with "
-                "input_ids"
-            )
-        return self._model.tokenizer
+        return await read_body(request, self._max_body_bytes)
 
     def _card(self, name: str) -> dict[str, Any]:
         return model_card(name, self._started, self._model.context_len)

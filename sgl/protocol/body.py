@@ -31,7 +31,7 @@ def parse_fields(body: bytes) -> dict[str, Any]:
         raise InvalidRequestError(f"the body is not valid JSON: {error}") from None
     if not isinstance(fields, dict):
         raise InvalidRequestError(f"the body must be a JSON object, got {json_kind(fields)}")
-    _check_nesting(fields)
+    check_nesting(fields)
     return fields
 
 
@@ -109,7 +109,7 @@ def json_kind(value: object) -> str:
             return "an object"
 
 
-def _check_nesting(fields: dict[str, Any]) -> None:
+def check_nesting(fields: dict[str, Any]) -> None:
     level: list[Any] = [fields]
     for _ in range(MAX_NESTING):
         level = [child for value in level for child in _children(value)]
