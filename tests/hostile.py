@@ -59,8 +59,8 @@ SAMPLING: dict[str, list[Any]] = {
     "spaces_between_special_tokens": ["no"],
     "no_stop_trim": ["no", 1],
     "n": [0, -1, 129, 10**9, "x", 1.5, HUGE],
-    "regex": ["(", "a*"],
-    "json_schema": ["{}", {}],
+    "regex": [5, {}, "x" * 1_000_001],
+    "json_schema": ["{", [], 5, '{"a":' * 10_000],
     "ebnf": ["root ::= 'a'"],
     "temprature": [1],
     "__class__": ["x"],
@@ -130,9 +130,9 @@ OPENAI: dict[str, list[Any]] = {
     "stream": ["yes", 1],
     "stream_options": [5, {"include_usage": "x"}],
     "frequency_penalty": [3, "x"],
-    "regex": ["a"],
+    "regex": [5, {}],
     "ebnf": ["root ::= 'a'"],
-    "guided_json": [{}],
+    "guided_json": ["{", 5, []],
     "lora_path": ["x"],
 }
 COMPLETION_ONLY: dict[str, list[Any]] = {
@@ -163,7 +163,7 @@ CHAT_ONLY: dict[str, list[Any]] = {
     "top_logprobs": [5, -1, "x"],
     "max_completion_tokens": ["x", -1],
     "tools": [[{"type": "function"}], "x", [5]],
-    "response_format": [5, {}, {"type": 5}, {"type": "json_object"}, {"type": "json_schema"}],
+    "response_format": [5, {}, {"type": 5}, {"type": "xml"}, {"type": "json_schema"}],
     "chat_template_kwargs": [5, {"messages": []}, {"self": 1}, {"tools": 1}],
 }
 NESTED = b"[" * 50_000 + b"]" * 50_000

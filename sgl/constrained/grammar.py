@@ -118,6 +118,8 @@ def _text(kind: GrammarKind, source: str | dict[str, Any]) -> str:
 def _json(kind: GrammarKind, source: str | dict[str, Any]) -> Any:
     if isinstance(source, dict):
         return source
+    if not isinstance(source, str):
+        raise _refused(kind, "it must be a JSON object or the text of one")
     try:
         found = json.loads(source)
     except (ValueError, RecursionError) as error:

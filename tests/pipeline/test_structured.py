@@ -76,7 +76,7 @@ FREE = ["short-france", "chat-turns", "short-story"]
 
 def constrained(temperature: float) -> list[Fields]:
     """A request for each grammar."""
-    base = {"temperature": temperature, "max_new_tokens": 150}
+    base = {"temperature": temperature, "max_new_tokens": 100}
     asked = [
         {"prompt": prompt, "sampling_params": {**base, "regex": regex, "seed": number}}
         for number, (prompt, regex) in enumerate(REGEXES.items())
@@ -122,7 +122,9 @@ def check_beside_free_requests(engine: sgl.Engine, requests: list[Fields]) -> No
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_answers_match_and_their_neighbours_get_what_they_get_alone(engine, temperature):
+def test_answers_match_and_their_neighbours_get_what_they_get_alone(engine, temperature, is_full):
+    if not is_full and temperature == 0.0:
+        pytest.skip("one of the sample; all with --full")
     check_beside_free_requests(engine, constrained(temperature))
 
 
@@ -170,7 +172,7 @@ WAYS = {
 
 @pytest.mark.parametrize("engine", WAYS.values(), ids=WAYS, indirect=True)
 def test_answers_match_in_other_ways_to_run(engine):
-    check_beside_free_requests(engine, constrained(1.0)[:3])
+    check_beside_free_requests(engine, constrained(1.0)[:2])
 
 
 @pytest.mark.parametrize("engine", [{"tp_size": 3}], ids=["three ranks"], indirect=True)

@@ -55,6 +55,7 @@ from sgl.messages import (
     StopProfile,
     TextDelta,
     TokenDelta,
+    TokenMasks,
     WorkerReady,
     pack,
 )
@@ -73,7 +74,9 @@ MESSAGES = [
         admitted=[NewRow(0, 4, pack([9]), SAMPLING, seed=1 << 62)],
         decode_rows=pack([1]),
         chunks=[Chunk(0, 4, pack([8]), pack([3]), is_last=True)],
+        masked=pack([1]),
     ),
+    TokenMasks(7, pack([-1, 5])),
     WorkerReady(100),
     StepResult(7, pack([5]), [RowLogprobs(0, output=LOGPROBS)]),
     OpenText(1, ("stop", "ende")),

@@ -158,6 +158,8 @@ def test_matchers_of_one_grammar_go_their_own_ways(tokenizer, vocabulary):
         (Kind.REGEX, {"a": 1}, "must be a string"),
         (Kind.JSON_SCHEMA, "{", "not valid JSON"),
         (Kind.JSON_SCHEMA, "[1]", "must be a JSON object"),
+        (Kind.JSON_SCHEMA, [1], "must be a JSON object"),
+        (Kind.JSON_SCHEMA, 5, "must be a JSON object"),
         (Kind.JSON_SCHEMA, {"type": "foo"}, "Invalid type: foo"),
         (Kind.JSON_SCHEMA, {"$ref": "#/nope"}, "'/nope' does not exist"),
         (Kind.JSON_SCHEMA, {"type": "array", "uniqueItems": True}, "uniqueItems"),
