@@ -139,7 +139,7 @@ class Scheduler:
     def start(self, request_id: RequestId, compiled: Compiled) -> None:
         """Go on with a request whose grammar is compiled, if it is still wanted."""
         if message := self.compiling.pop(request_id, None):
-            if isinstance(compiled, InvalidRequestError):
+            if isinstance(compiled, RequestError):
                 self.refuse(message, compiled)
             else:
                 self.add(message, compiled)

@@ -12,7 +12,6 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from typing import TypeAlias, assert_never
 
@@ -86,8 +85,9 @@ class Worker:
         return has_work
 
     def _masks(self, plan: StepPlan) -> StepMasks:
-        if not plan.masked or self.results is None:
-            return NO_MASKS if not plan.masked else _masks_elsewhere(plan)
+        """Other ranks than 0 get the tokens from there, and no masks."""
+        if not plan.masked:
+            return NO_MASKS
         indices_M = np.frombuffer(plan.masked, np.int32)
 
         @cache
@@ -137,11 +137,6 @@ class Worker:
         assert self.results is not None
         result = output.wait() if isinstance(output, StepOutput) else output
         assert self.results.send(result), "the scheduler does not read its results"
-
-
-def _masks_elsewhere(plan: StepPlan) -> StepMasks:
-    """Rank 0 has them; this one need only know that the tokens come from there."""
-    return replace(NO_MASKS, indices_M=np.frombuffer(plan.masked, np.int32))
 
 
 def run(context: Context) -> None:

@@ -7,24 +7,25 @@ llguidance lets other threads run while it compiles.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from queue import SimpleQueue
 
 from sgl.constrained.matcher import CompiledGrammar, GrammarVocabulary, Matcher
-from sgl.errors import InvalidRequestError
+from sgl.errors import EngineError, RequestError
 from sgl.sampling_params import Grammar
 
 NUM_THREADS = 2
 MAX_KEPT_CHARS = 20_000_000  # of all grammars that are kept: what compiles to much is long
 LEAST_CHARS = 10_000  # that one counts for
 
-Compiled = Matcher | InvalidRequestError
+Compiled = Matcher | RequestError
+
+logger = logging.getLogger(__name__)
 
 
 class GrammarCompiler:
@@ -37,13 +38,13 @@ class GrammarCompiler:
         self._make_vocabulary = make_vocabulary
         self._vocabulary: GrammarVocabulary | None = None
         self._lock = threading.Lock()  # of the vocabulary
-        self._pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grammar")
-        self._done: SimpleQueue[tuple[int, Grammar, CompiledGrammar | InvalidRequestError]]
-        self._done = SimpleQueue()
+        self._todo: SimpleQueue[tuple[int, Grammar]] = SimpleQueue()
+        self._done: SimpleQueue[tuple[int, Grammar, CompiledGrammar | RequestError]] = SimpleQueue()
         self._kept: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
         self._num_chars = 0
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        weakref.finalize(self, os.close, self._event_fd)
+        for _ in range(NUM_THREADS):  # the end of the process does not wait for these
+            threading.Thread(target=self._work, name="grammar", daemon=True).start()
 
     def find(self, grammar: Grammar) -> Matcher | None:
         """A matcher at once, if the grammar is kept."""
@@ -54,7 +55,7 @@ class GrammarCompiler:
         return compiled.matcher()
 
     def submit(self, key: int, grammar: Grammar) -> None:
-        self._pool.submit(self._compile, key, grammar)
+        self._todo.put((key, grammar))
 
     def receive(self) -> list[tuple[int, Compiled]]:
         """What is done since the last call."""
@@ -74,19 +75,22 @@ class GrammarCompiler:
     def fileno(self) -> int:
         return self._event_fd
 
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    def _work(self) -> None:
+        while True:
+            key, grammar = self._todo.get()
+            self._done.put((key, grammar, self._compile(grammar)))
+            os.eventfd_write(self._event_fd, 1)
 
-    def _compile(self, key: int, grammar: Grammar) -> None:
-        compiled: CompiledGrammar | InvalidRequestError
+    def _compile(self, grammar: Grammar) -> CompiledGrammar | RequestError:
         try:
             with self._lock:
                 self._vocabulary = self._vocabulary or self._make_vocabulary()
-            compiled = CompiledGrammar(grammar, self._vocabulary)
-        except InvalidRequestError as error:
-            compiled = error
-        self._done.put((key, grammar, compiled))
-        os.eventfd_write(self._event_fd, 1)
+            return CompiledGrammar(grammar, self._vocabulary)
+        except RequestError as error:
+            return error
+        except Exception as error:  # the library's; whoever asked must hear back
+            logger.exception("a grammar cannot be compiled")
+            return EngineError(f"the grammar cannot be compiled: {error}")
 
     def _keep(self, grammar: Grammar, compiled: CompiledGrammar) -> None:
         if grammar not in self._kept:

@@ -1,8 +1,9 @@
 """From logits to tokens, for all rows of a step at once, each with its own parameters.
 
-Order: penalties, minimum length, logit bias, then temperature, top-k and top-p (both of the
-tempered distribution), min-p, draw (kernels/sampling.py). A row draws with one number hashed from
-its seed and its length, so its output depends neither on its neighbours nor on when it runs.
+Order: a grammar's mask (applied in runner.py), penalties, minimum length, logit bias, then
+temperature, top-k and top-p (both of the tempered distribution), min-p, draw (kernels/sampling.py).
+A row draws with one number hashed from its seed and its length, so its output depends neither on
+its neighbours nor on when it runs.
 
 Axes: B sampled rows    V vocabulary    R rows of the request table
 """

@@ -69,6 +69,7 @@ class StepGraphs:
         self.tp = tp
         padding_slot = attention.cache.padding_page * attention.cache.page_size
         self.inputs = {shape: RecordedInputs(shape, table, padding_slot) for shape in shapes}
+        self.max_tokens = max(shape.num_tokens for shape in shapes)
         self.recordings: dict[tuple[GraphShape, int], Recording] = {}  # by shape and variant
 
     @torch.inference_mode()
@@ -101,7 +102,7 @@ class StepGraphs:
 
         Logits and best tokens of the `sampled` requests, which the next step overwrites.
         """
-        if not self.attention.can_replay(layout):
+        if layout.num_tokens > self.max_tokens or not self.attention.can_replay(layout):
             return None
         plan_N8 = self.attention.prompt_plan(layout)
         shape = self._smallest(layout, len(sampled), plan_N8)

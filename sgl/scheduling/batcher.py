@@ -11,9 +11,8 @@ import random
 from collections import deque
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import NamedTuple
 
 import numpy as np
 
@@ -38,6 +37,7 @@ from sgl.messages import (
 from sgl.scheduling.admission import Admission
 from sgl.scheduling.kv_store import KvStore
 from sgl.scheduling.limits import Limits, PromptBudget
+from sgl.scheduling.planned_step import Part, Step
 from sgl.scheduling.policy import Policy, order
 from sgl.scheduling.request import Request
 
@@ -53,41 +53,6 @@ class Totals:
     num_retractions: int = 0
     num_finished: int = 0
     num_aborted: int = 0
-
-
-class Part(NamedTuple):
-    """One request's share of a step: after it, KV of `end` tokens is there.
-
-    epoch  num_retractions when planned; another one now means its KV is gone
-    """
-
-    request: Request
-    epoch: int
-    end: int
-    is_sampled: bool
-    is_prefill: bool
-
-
-@dataclass(slots=True)
-class Step:
-    """A planned step whose result has not come yet; parts are in the order of the plan's rows.
-
-    needs_masks  some of its tokens are sampled under a grammar, and nobody was told their masks yet
-    """
-
-    number: int
-    parts: list[Part] = field(default_factory=list)
-    needs_masks: bool = False
-
-    @property
-    def masked(self) -> list[tuple[int, Request, Matcher]]:
-        """Which of the sampled tokens have masks, counted as in the result."""
-        sampled = [part.request for part in self.parts if part.is_sampled]
-        return [
-            (index, request, request.matcher)
-            for index, request in enumerate(sampled)
-            if request.matcher is not None
-        ]
 
 
 class Batcher:
@@ -163,8 +128,7 @@ class Batcher:
             return self.plan() if is_stuck and self._retract_one() else None
         self.totals.num_steps += 1
         self.in_flight.append(step)
-        masked = pack(index for index, _, _ in step.masked)
-        step.needs_masks = bool(masked)
+        step.find_masked()
         return StepPlan(
             step=step.number,
             released=self._take_released(),
@@ -173,16 +137,15 @@ class Batcher:
             page_rows=b"" if len(growing) == len(decodes) else pack(one.row for one in growing),
             page_ids=page_ids,
             chunks=chunks,
-            masked=masked,
+            masked=pack(index for index, _, _ in step.masked),
         )
 
     def due_masks(self) -> TokenMasks | None:
         """Masks of the oldest step in flight, once: all tokens before it are known."""
-        if not self.in_flight or not self.in_flight[0].needs_masks:
+        if not self.in_flight or not self.in_flight[0].masked:
             return None
         step = self.in_flight[0]
-        step.needs_masks = False
-        masked = step.masked
+        masked, step.masked = step.masked, []
         words_MW = np.full((len(masked), masked[0][2].num_words), -1, np.int32)
         for words_W, (_, request, matcher) in zip(words_MW, masked, strict=True):
             if not request.is_finished:  # else the step is one too many, and anything will do

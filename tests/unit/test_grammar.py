@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import random
 import re
+import select
 
 import numpy as np
 import pytest
 
+from sgl.constrained import compiler as compiler_module
+from sgl.constrained.compiler import GrammarCompiler
 from sgl.constrained.grammar import parse_grammar
 from sgl.constrained.matcher import CompiledGrammar, GrammarVocabulary
 from sgl.constrained.regex import as_rust_reads_it
-from sgl.errors import InvalidRequestError
+from sgl.errors import EngineError, InvalidRequestError
 from sgl.model_files import demo_model_path
 from sgl.sampling_params import GrammarKind as Kind
 from sgl.tokenizer import Tokenizer
@@ -195,3 +198,55 @@ def nested(depth: int) -> dict:
 def test_an_evil_grammar_is_refused(kind, source, vocabulary):
     with pytest.raises(InvalidRequestError):
         CompiledGrammar(parse_grammar(kind, source), vocabulary)
+
+
+def received(compiler: GrammarCompiler, num: int) -> dict:
+    """What comes back, once it is all there; the descriptor says when to look."""
+    found = {}
+    while len(found) < num:
+        assert select.select([compiler], [], [], 20.0)[0], "nothing was told"
+        found |= dict(compiler.receive())
+    assert not select.select([compiler], [], [], 0.0)[0]
+    return found
+
+
+def test_grammars_are_compiled_elsewhere_and_kept(tokenizer, vocabulary):
+    compiler = GrammarCompiler(lambda: vocabulary)
+    good, wrong = (parse_grammar(Kind.REGEX, regex) for regex in ("ab", "["))
+    assert compiler.find(good) is None
+    compiler.submit(1, good)
+    compiler.submit(2, wrong)
+    compiler.submit(3, good)
+    found = received(compiler, 3)
+    assert isinstance(found[2], InvalidRequestError)
+    ids = tokenizer.encode("ab", add_special_tokens=False)
+    for matcher in (found[1], found[3], compiler.find(good)):
+        assert matcher.take(ids)
+        assert matcher.has_ended
+    assert compiler.find(wrong) is None
+
+
+def test_the_grammars_used_last_are_kept(vocabulary, monkeypatch):
+    monkeypatch.setattr(compiler_module, "MAX_KEPT_CHARS", 2 * compiler_module.LEAST_CHARS)
+    compiler = GrammarCompiler(lambda: vocabulary)
+    a, b, c = (parse_grammar(Kind.REGEX, regex) for regex in "abc")
+    for key, grammar in enumerate((a, b)):
+        compiler.submit(key, grammar)
+        received(compiler, 1)
+    assert compiler.find(a)
+    compiler.submit(3, c)
+    received(compiler, 1)
+    assert compiler.find(b) is None
+    assert compiler.find(a)
+    assert compiler.find(c)
+
+
+def test_whoever_asks_hears_of_any_failure():
+    def fail() -> GrammarVocabulary:
+        raise ValueError("no such tokenizer")
+
+    compiler = GrammarCompiler(fail)
+    compiler.submit(7, parse_grammar(Kind.REGEX, "a"))
+    error = received(compiler, 1)[7]
+    assert isinstance(error, EngineError)
+    assert "no such tokenizer" in str(error)
