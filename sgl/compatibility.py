@@ -130,7 +130,6 @@ REFUSED = (
     _refused("--enable-ep-moe", "nothing", "", _NO_EXPERTS),
     _refused("--enable-torch-compile", "nothing", "", _NO_COMPILE),
     _refused("--torch-compile-max-bs --max-torch-compile-bs", "one", "32", _NO_COMPILE),
-    _refused("--is-embedding", "nothing", "", "embedding models are not in this release"),
     _refused("--lora-paths", "many", "", _NO_LORA),
     _refused("--max-loras-per-batch", "one", "8", _NO_LORA),
     _refused("--lora-backend", "one", "triton", _NO_LORA),

@@ -71,6 +71,10 @@ class ServerConfig:
         default_text="the model's",
         metavar="NAME",
     )
+    is_embedding: bool = flag(
+        "serve vectors of texts instead of answers; on by itself for models that give nothing else",
+        default=False,
+    )
     json_model_override_args: str = flag(
         "JSON object merged into the model's config.json", default="{}", metavar="JSON"
     )

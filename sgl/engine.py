@@ -31,6 +31,7 @@ from sgl.messages import DetokenizerToIngress, IngressToScheduler, Reply
 from sgl.models.config import ModelConfig
 from sgl.protocol.body import convert
 from sgl.protocol.call import Answer
+from sgl.protocol.encode import EncodeReply, EncodeRequest, encode_request
 from sgl.protocol.native import GenerateRequest, generate_request
 from sgl.protocol.native_reply import NativeReply
 from sgl.protocol.profile import ProfileRequest
@@ -96,6 +97,31 @@ class Engine:
         if stream:
             return self._iterate_async(request)
         return await asyncio.wrap_future(self._submit(self._answer(request)))
+
+    def encode(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        input_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        **fields: Any,
+    ) -> Any:
+        """A vector of one prompt (a dict) or of each (a list, in order), as `/encode` gives them.
+
+        Needs a model that gives vectors, or is_embedding=True. Raises RequestError.
+        """
+        request = encode_request({"text": prompt, "input_ids": input_ids} | fields)
+        return self._submit(self._encode(request)).result()
+
+    async def async_encode(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        input_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        **fields: Any,
+    ) -> Any:
+        """As `encode`, from an event loop."""
+        request = encode_request({"text": prompt, "input_ids": input_ids} | fields)
+        return await asyncio.wrap_future(self._submit(self._encode(request)))
 
     def flush_cache(self) -> bool:
         """Forget all cached prefixes; False (and nothing done) while requests are running."""
@@ -192,7 +218,9 @@ class Engine:
     def _open_front(self) -> None:
         config, group = self._config, self._group
         model_path, tokenizer_path = self._group.paths["model"], self._group.paths["tokenizer"]
-        model = ModelConfig.load(model_path, config.model_overrides)
+        model = ModelConfig.load(
+            model_path, config.model_overrides, is_embedding=config.is_embedding
+        )
         to_scheduler: Sender[IngressToScheduler] = Sender(group.open_writer("ingress->scheduler"))
         self._tokenizer = None if config.skip_tokenizer_init else Tokenizer.load(tokenizer_path)
         self._front = Front(
@@ -205,6 +233,7 @@ class Engine:
                 max_batch_requests=MAX_LIVE_REQUESTS,
                 stream_interval=config.stream_interval,
                 allow_auto_truncate=config.allow_auto_truncate,
+                is_pooled=model.is_pooled,
             ),
         )
         self._inbox = Inbox(self._loop, lambda error: self._front.engine_died(repr(error)))
@@ -223,6 +252,12 @@ class Engine:
             answers = await running.finished()
         _raise_failure(answers)
         return NativeReply(request, self._tokenizer).whole(answers)
+
+    async def _encode(self, request: EncodeRequest) -> Any:
+        async with await self._front.submit(request.call) as running:
+            answers = await running.finished()
+        _raise_failure(answers)
+        return EncodeReply(request, is_plain=True).whole(answers)
 
     async def _feed(self, request: GenerateRequest, put: Callable[[Output | None], None]) -> None:
         """Hand every event of a stream to `put`, and None after the last, whatever happens."""

@@ -7,6 +7,7 @@ SglError
     UnauthorizedError         the API key is missing or wrong                  401
     NotFoundError             there is no file or batch of this id             404
     RequestTooLargeError      the body is over the size limit                  413
+    AbortedError              somebody aborted it by its rid                   499
     OverloadedError           the waiting queue is full, or we are stopping    503
     EngineError               the request failed inside the engine             500
   ConfigError             the operator can mend it   -> one paragraph on stderr, exit code 2
@@ -62,6 +63,13 @@ class RequestTooLargeError(RequestError):
 
     status = 413
     kind = "RequestTooLargeError"
+
+
+class AbortedError(RequestError):
+    """The request was aborted by its name before it had an answer."""
+
+    status = 499
+    kind = "AbortError"
 
 
 class OverloadedError(RequestError):

@@ -1,7 +1,7 @@
 """Every message between two processes. One union per ring; a reader's decoder is built from it.
 
-    ingress ── Generate Abort Control ──▶ scheduler ── StepPlan ──▶ worker (one ring per rank)
-       ▲       StartProfile StopProfile    │   ▲  ▲    TokenMasks      │
+    ingress ── Generate Embed Abort ─────▶ scheduler ── StepPlan ──▶ worker (one ring per rank)
+       ▲       Control Start-, StopProfile │   ▲  ▲    TokenMasks      │
        │                                   │   │  │    Start-, StopProfile
        │                                   │   │  └── WorkerReady StepResult Reply (rank 0)
        │           OpenText NewTokens Reply│   │ Stop
@@ -11,7 +11,8 @@
     every actor ── ActorReady ActorFailed ──▶ supervisor ── Drain EngineDied ──▶ ingress
 
 Token ids, rows, positions and pages travel as the bytes of little-endian int32 (`pack`, `unpack`),
-log-probabilities as float32: a list of Python integers costs fifty times as much to decode.
+log-probabilities and vectors as float32: a list of Python numbers costs fifty times as much to
+decode.
 """
 
 from __future__ import annotations
@@ -114,6 +115,17 @@ class Generate(msgspec.Struct, frozen=True, tag=True, array_like=True):
     grammar: Grammar | None = None
 
 
+class Embed(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Compute one prompt and answer with a vector of it; to a model that gives vectors only.
+
+    namespace   as in `Generate`
+    """
+
+    request_id: RequestId
+    prompt_ids: Int32Bytes
+    namespace: str = ""
+
+
 class Abort(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Forget a request, whatever state it is in. Unknown ids are ignored."""
 
@@ -178,7 +190,7 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
     """One piece of a row's prefill: `token_ids` go to positions start, start + 1, …
 
     pages           pages the row gains before this step
-    is_last         whether a token is sampled after the piece
+    is_last         whether a token is sampled after the piece, or a vector made
     logprob_start   first of these positions whose next token's log-probability is wanted; -1: none
     next_token_id   the prompt token after this piece, for its last log-probability; -1: none
     """
@@ -238,6 +250,7 @@ class StepResult(msgspec.Struct, frozen=True, tag=True, array_like=True):
     token_ids   one per decode row, then one per chunk with `is_last`; -1 where the logits were NaN
     error       the pass failed and left no tokens; the worker is still able to work
     failed      where the pass failed for some rows only: their indices, counted as in `RowLogprobs`
+    vectors     of a model that gives vectors: in place of the tokens; empty where one is NaN
     """
 
     step: int
@@ -245,6 +258,7 @@ class StepResult(msgspec.Struct, frozen=True, tag=True, array_like=True):
     logprobs: list[RowLogprobs] = []
     error: str = ""
     failed: Int32Bytes = b""
+    vectors: list[Float32Bytes] = []
 
 
 class WorkerReady(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -267,7 +281,10 @@ class OpenText(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
-    """Tokens one request gained in one step; `finish` is set exactly once, on the last."""
+    """Tokens one request gained in one step; `finish` is set exactly once, on the last.
+
+    `vector` is the answer to an `Embed`, on the last one.
+    """
 
     request_id: RequestId
     token_ids: Int32Bytes
@@ -275,6 +292,7 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
     num_cached: int = 0
     input_logprobs: Logprobs | None = None
     output_logprobs: Logprobs | None = None
+    vector: Float32Bytes = b""
 
 
 class NewTokens(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -295,7 +313,8 @@ class Stop(msgspec.Struct, frozen=True, tag=True, array_like=True):
 class TextDelta(msgspec.Struct, frozen=True, array_like=True):
     """Text and tokens one request gained since the last one; `finish` is set on the last.
 
-    `num_cached` is how many prompt tokens the radix cache held when the request first ran.
+    `num_cached` is how many prompt tokens the radix cache held when the request first ran,
+    `vector` the answer to an `Embed`, on the last one.
     """
 
     request_id: RequestId
@@ -305,6 +324,7 @@ class TextDelta(msgspec.Struct, frozen=True, array_like=True):
     num_cached: int = 0
     input_logprobs: list[Logprobs] = []
     output_logprobs: list[Logprobs] = []
+    vector: Float32Bytes = b""
 
 
 class NewText(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -361,7 +381,7 @@ class EngineDied(msgspec.Struct, frozen=True, tag=True, array_like=True):
     message: str
 
 
-IngressToScheduler: TypeAlias = Generate | Abort | Control | StartProfile | StopProfile
+IngressToScheduler: TypeAlias = Generate | Embed | Abort | Control | StartProfile | StopProfile
 SchedulerToWorker: TypeAlias = StepPlan | TokenMasks | StartProfile | StopProfile
 WorkerToScheduler: TypeAlias = WorkerReady | StepResult | Reply
 SchedulerToDetokenizer: TypeAlias = OpenText | NewTokens | Reply | EngineReady

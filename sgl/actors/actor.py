@@ -99,7 +99,11 @@ class Context:
 
     @cached_property
     def model_config(self) -> ModelConfig:
-        return ModelConfig.load(self.bootstrap.paths["model"], self.config.model_overrides)
+        return ModelConfig.load(
+            self.bootstrap.paths["model"],
+            self.config.model_overrides,
+            is_embedding=self.config.is_embedding,
+        )
 
     @property
     def context_len(self) -> int:

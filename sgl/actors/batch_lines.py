@@ -25,7 +25,7 @@ from sgl.errors import (
     RequestTooLargeError,
 )
 from sgl.protocol.batch_lines import MAX_LINES, Line, LineAnswer, LineParser, bad_line
-from sgl.protocol.call import GenerationCall, Reply
+from sgl.protocol.call import GenerationCall, WholeReply
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class BatchLines:
             if number not in answered:
                 yield line
 
-    def _parse_line(self, line: Line) -> tuple[GenerationCall, Reply]:
+    def _parse_line(self, line: Line) -> tuple[GenerationCall, WholeReply]:
         if line.error is not None:
             raise line.error
         call, reply = self._parse(line.body)
@@ -115,7 +115,11 @@ class BatchLines:
         return call, reply
 
     async def _answer_one(
-        self, line: Line, call: GenerationCall, reply: Reply, tell: Callable[[LineAnswer], None]
+        self,
+        line: Line,
+        call: GenerationCall,
+        reply: WholeReply,
+        tell: Callable[[LineAnswer], None],
     ) -> None:
         try:
             answer = LineAnswer(line, 200, await self._generate(call, reply))
@@ -128,7 +132,7 @@ class BatchLines:
             answer = LineAnswer.of_error(line, EngineError("internal error; the log has more"))
         tell(answer)
 
-    async def _generate(self, call: GenerationCall, reply: Reply) -> object:
+    async def _generate(self, call: GenerationCall, reply: WholeReply) -> object:
         while True:
             try:
                 async with await self._front.submit(call) as running:

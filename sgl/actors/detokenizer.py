@@ -141,6 +141,7 @@ class _Unsent:
     token_ids: bytearray = field(default_factory=bytearray)
     input_logprobs: list[Logprobs] = field(default_factory=list)
     output_logprobs: list[Logprobs] = field(default_factory=list)
+    vector: bytes = b""
 
 
 class _Stream:
@@ -173,6 +174,7 @@ class _Stream:
             delta = _first_tokens(delta, num_kept)
         unsent = self._unsent
         unsent.token_ids += delta.token_ids
+        unsent.vector = delta.vector
         if delta.input_logprobs is not None:
             unsent.input_logprobs.append(delta.input_logprobs)
         if delta.output_logprobs is not None:
@@ -188,6 +190,7 @@ class _Stream:
             num_cached=self._num_cached,
             input_logprobs=unsent.input_logprobs,
             output_logprobs=unsent.output_logprobs,
+            vector=unsent.vector,
         )
 
     def clear(self) -> None:

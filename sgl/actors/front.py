@@ -1,6 +1,6 @@
 """The client's side of the engine, inside one event loop: calls in, growing answers out.
 
-    submit(call) ── Generate, one for each sample of each prompt ──▶ scheduler
+    submit(call) ── Generate or Embed, for each sample of each prompt ──▶ scheduler
         │               Abort, Control, StartProfile, StopProfile
         ▼
     RunningCall ◀── receive(messages) ◀── NewText, Reply, EngineReady ── detokenizer
@@ -28,11 +28,12 @@ from sgl.actors.live_requests import LiveRequest, LiveRequests
 from sgl.actors.prompt_encoder import PromptEncoder, TextTokenizer
 from sgl.actors.prompt_limits import PromptLimits
 from sgl.actors.running_call import RunningCall
-from sgl.errors import EngineError, OverloadedError, RequestError
+from sgl.errors import EngineError, InvalidRequestError, OverloadedError, RequestError
 from sgl.messages import (
     Abort,
     Control,
     DetokenizerToIngress,
+    Embed,
     EngineReady,
     Finish,
     Generate,
@@ -66,6 +67,7 @@ class FrontOptions:
     max_live_requests   answers in the making at a time; more are refused with 503
     max_batch_requests  answers that one call may ask for: prompts times n
     stream_interval     text is sent every so many tokens
+    is_pooled           the model gives vectors, and no tokens
     """
 
     context_len: int
@@ -74,6 +76,7 @@ class FrontOptions:
     max_batch_requests: int
     stream_interval: int = 1
     allow_auto_truncate: bool = False
+    is_pooled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +124,18 @@ class Front:
         return self._options.max_live_requests
 
     @property
+    def is_pooled(self) -> bool:
+        """Calls must want vectors; else they must not."""
+        return self._options.is_pooled
+
+    @property
     def is_dead(self) -> bool:
         return self._death is not None
 
     async def submit(self, call: GenerationCall) -> RunningCall:
         """Start a call. All of it is checked before any of it is sent; raises RequestError."""
         limits = self._open_limits()
+        self._check_kind(call)
         with ExitStack() as undo:
             rids = self._live.take(call, undo)
             prompts = await self._encoder.encode(call, limits)
@@ -226,6 +235,7 @@ class Front:
             max_request_tokens=ready.max_request_tokens,
             vocab_size=self._options.vocab_size,
             allow_auto_truncate=self._options.allow_auto_truncate,
+            min_answer_len=0 if self.is_pooled else 1,
         )
         self.ready.set()
 
@@ -235,6 +245,18 @@ class Front:
         if self.limits is None:
             raise OverloadedError("the model is still being loaded: try again in a few seconds")
         return self.limits
+
+    def _check_kind(self, call: GenerationCall) -> None:
+        if self.is_pooled and not call.wants_vectors:
+            raise InvalidRequestError(
+                "this server's model gives vectors of texts and generates none: send texts to "
+                "/v1/embeddings, /encode or /classify"
+            )
+        if call.wants_vectors and not self.is_pooled:
+            raise InvalidRequestError(
+                "this server's model is not served as an embedding model: start the server with "
+                "--is-embedding to get vectors of texts"
+            )
 
     def _prepare(
         self, call: PromptCall, rid: str, ids: array[int], limits: PromptLimits
@@ -267,7 +289,9 @@ class Front:
 
     def _message(
         self, request_id: int, prompt: _Prepared, call: GenerationCall, sample: int
-    ) -> Generate:
+    ) -> Generate | Embed:
+        if call.wants_vectors:
+            return Embed(request_id, prompt.ids.tobytes(), call.namespace)
         return Generate(
             request_id=request_id,
             prompt_ids=prompt.ids.tobytes(),

@@ -273,7 +273,7 @@ def _environment() -> dict[str, str]:
 
 def _check_model(config: ServerConfig, model_path: str) -> None:
     """Find out at once, not in the middle of loading, what the model does not allow."""
-    model = ModelConfig.load(model_path, config.model_overrides)
+    model = ModelConfig.load(model_path, config.model_overrides, is_embedding=config.is_embedding)
     if config.context_length and config.context_length > model.context_len:
         raise ConfigError(
             f"--context-length {config.context_length} is longer than the model's context of "

@@ -13,7 +13,7 @@ from sgl.actors.middlewares import REQUEST_ID, json_response
 from sgl.actors.running_call import RunningCall
 from sgl.errors import RequestError
 from sgl.protocol import sse
-from sgl.protocol.call import Answer, GenerationCall, Reply
+from sgl.protocol.call import Answer, GenerationCall, Reply, WholeReply
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ async def answer_call(
         return json_response(await whole_answer(running, reply))
 
 
-async def whole_answer(running: RunningCall, reply: Reply) -> Any:
+async def whole_answer(running: RunningCall, reply: WholeReply) -> Any:
     """The JSON of the finished call; raises RequestError where it failed."""
     answers = await running.finished()
     for answer in answers:

@@ -1,6 +1,6 @@
 """The ingress actor: HTTP in front of the engine.
 
-    clients ◀── HTTP ──▶ Routes ──▶ Front ── Generate Abort Control ──▶ scheduler
+    clients ◀── HTTP ──▶ Routes ──▶ Front ── Generate Embed … Control ──▶ scheduler
                            ▲         ▲
     supervisor ── Drain ───┘         └── NewText Reply EngineReady ── detokenizer
 
@@ -199,6 +199,9 @@ class Ingress:
         Without its second sentence the demo model is torn between English and French: in bfloat16
         two first tokens are equally likely.
         """
+        if self._front.is_pooled:
+            prompt = '"What is the capital of France?"' if self._has_tokenizer else "[0]"
+            return "/v1/embeddings", f'{{"input": {prompt}}}'
         if self._has_template:
             question = "What is the capital of France? Answer in one sentence."
             messages = f'[{{"role": "user", "content": "{question}"}}]'
@@ -256,6 +259,7 @@ async def _run(context: Context) -> None:
         context_len=context.context_len,
         tokenizer=tokenizer,
         chat_template=_chat_template(config.chat_template, tokenizer),
+        vector_sizes=context.model_config.vector_sizes,
     )
     front = Front(
         TickSender(loop, context.sender("ingress->scheduler")),
@@ -267,6 +271,7 @@ async def _run(context: Context) -> None:
             max_batch_requests=config.max_batch_requests,
             stream_interval=config.stream_interval,
             allow_auto_truncate=config.allow_auto_truncate,
+            is_pooled=context.model_config.is_pooled,
         ),
     )
     ingress = Ingress(

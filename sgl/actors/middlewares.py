@@ -38,7 +38,7 @@ def json_response(
     payload: Any, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> web.Response:
     return web.Response(
-        body=orjson.dumps(payload),
+        body=orjson.dumps(payload, option=orjson.OPT_SERIALIZE_NUMPY),
         status=status,
         headers=headers,
         content_type="application/json",

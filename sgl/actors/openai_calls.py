@@ -1,36 +1,42 @@
-"""Bodies of the `/v1` generation endpoints: what they call for, and how the answers are told.
+"""Bodies of the `/v1` endpoints with prompts: what they call for, and how the answers are told.
 
 Used by the routes, and by batches for each of their lines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from sgl.actors.prompt_encoder import TextTokenizer
 from sgl.config import ServerConfig
 from sgl.errors import InvalidRequestError
-from sgl.protocol.call import GenerationCall, Reply
+from sgl.protocol.call import GenerationCall, Reply, WholeReply
 from sgl.protocol.openai import Server
 from sgl.protocol.openai_chat import Template, parse_chat
 from sgl.protocol.openai_chat_reply import ChatReply
 from sgl.protocol.openai_completions import parse_completion
 from sgl.protocol.openai_completions_reply import CompletionReply
+from sgl.protocol.openai_embeddings import EmbeddingsReply, parse_embeddings
 
-CallParser: TypeAlias = "Callable[[bytes], tuple[GenerationCall, Reply]]"
+CallParser: TypeAlias = "Callable[[bytes], tuple[GenerationCall, WholeReply]]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    """What the routes know of the model. `tokenizer` is None where only ids are served."""
+    """What the routes know of the model.
+
+    tokenizer      None where only ids are served
+    vector_sizes   lengths that its vectors can be given, its own last; none if it generates
+    """
 
     path: str
     tokenizer_path: str
     context_len: int
     tokenizer: TextTokenizer | None
     chat_template: Template | None
+    vector_sizes: Sequence[int] = ()
 
     def need_tokenizer(self) -> TextTokenizer:
         """Raises InvalidRequestError where there is none."""
@@ -55,6 +61,7 @@ class OpenAiCalls:
         self.by_path: dict[str, CallParser] = {
             "/v1/completions": self.completion,
             "/v1/chat/completions": self.chat,
+            "/v1/embeddings": self.embeddings,
         }
 
     @property
@@ -68,3 +75,7 @@ class OpenAiCalls:
     def chat(self, body: bytes) -> tuple[GenerationCall, Reply]:
         parsed = parse_chat(body, self._server, self._model.chat_template)
         return parsed.call, ChatReply(parsed, self._model.need_tokenizer())
+
+    def embeddings(self, body: bytes) -> tuple[GenerationCall, WholeReply]:
+        parsed = parse_embeddings(body, self._server, self._model.vector_sizes)
+        return parsed.call, EmbeddingsReply(parsed)

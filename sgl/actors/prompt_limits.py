@@ -22,17 +22,18 @@ class PromptLimits:
     max_request_tokens   the same, but as many as the KV cache can hold
     vocab_size           ids are below it
     allow_auto_truncate  keep the beginning of a prompt that is too long
+    min_answer_len       tokens that must remain for the answer
     """
 
     context_len: int
     max_request_tokens: int
     vocab_size: int
     allow_auto_truncate: bool = False
+    min_answer_len: int = 1
 
     @property
     def max_prompt_len(self) -> int:
-        """One token at least must remain for the answer."""
-        return min(self.context_len, self.max_request_tokens) - 1
+        return min(self.context_len, self.max_request_tokens) - self.min_answer_len
 
     def cut(self, prompt_ids: array[int]) -> array[int]:
         """The prompt, shortened where that is allowed; raises InvalidRequestError."""
@@ -44,7 +45,7 @@ class PromptLimits:
             return prompt_ids
         if self.allow_auto_truncate:
             return prompt_ids[: self.max_prompt_len]
-        if num_tokens >= self.context_len:
+        if num_tokens > self.context_len - self.min_answer_len:
             raise PromptTooLongError(
                 f"The input ({num_tokens} tokens) is longer than the model's context length "
                 f"({self.context_len} tokens)."

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from sgl.actors.access import Access, Level
 from sgl.actors.connections import StallWatch
+from sgl.actors.embedding_routes import EmbeddingRoutes
 from sgl.actors.file_routes import FileRoutes, Route
 from sgl.actors.front import Front
 from sgl.actors.gate import Gate
@@ -77,6 +78,7 @@ class Routes:
         self._max_body_bytes = int(config.max_body_mb * 1e6)
         self._calls = calls
         self._files = files
+        self._embeddings = EmbeddingRoutes(config, front, calls, gate)
 
     def add_to(self, app: web.Application) -> dict[web.AbstractResource, Level]:
         """Register all of them; says the level of each, for the check of access."""
@@ -106,6 +108,7 @@ class Routes:
             ("POST", "/tokenize", Level.API, self.tokenize),
             ("POST", "/detokenize", Level.API, self.detokenize),
             ("POST", "/abort_request", Level.API, self.abort_request),
+            *self._embeddings.table(),
             *self._files.table(),
             ("GET POST", "/flush_cache", Level.ADMIN, self.flush_cache),
             ("GET POST", "/start_profile", Level.ADMIN, self.start_profile),
@@ -121,7 +124,7 @@ class Routes:
         return web.Response(status=200 if is_live else 503)
 
     async def health_generate(self, request: web.Request) -> web.Response:
-        """200 if the engine makes a token within a few seconds."""
+        """200 if the engine makes a token, or a vector, within a few seconds."""
         try:
             self._gate.check()
             async with asyncio.timeout(PROBE_TIMEOUT_S):
@@ -163,7 +166,7 @@ class Routes:
             {
                 "model_path": self._model.path,
                 "tokenizer_path": self._model.tokenizer_path,
-                "is_generation": True,
+                "is_generation": not self._front.is_pooled,
             }
         )
 
@@ -236,12 +239,13 @@ class Routes:
 
 
 async def generate_quietly(front: Front, prompt: str | list[int], num_tokens: int) -> None:
-    """A generation of the server's own, whose answer nobody reads; raises RequestError."""
+    """A request of the server's own, whose answer nobody reads; raises RequestError."""
     call = PromptCall(
         prompt=prompt if isinstance(prompt, str) else id_array(prompt, "prompt"),
         sampling=SamplingParams(max_new_tokens=num_tokens, temperature=0.0, ignore_eos=True),
     )
-    async with await front.submit(GenerationCall(prompts=(call,))) as running:
+    whole = GenerationCall(prompts=(call,), wants_vectors=front.is_pooled)
+    async with await front.submit(whole) as running:
         [answer] = await running.finished()
     if answer.failure is not None:
         raise answer.failure

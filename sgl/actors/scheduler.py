@@ -1,6 +1,6 @@
 """The scheduler actor: feeds the batcher with messages and sends what it decides.
 
-    ingress ── Generate Abort Control ──▶ turn: handle ▸ commit ▸ plan ── StepPlan ──▶ workers
+    ingress ── Generate Embed … Control ▶ turn: handle ▸ commit ▸ plan ── StepPlan ──▶ workers
     detokenizer ── Stop ────────────────▶   │                      ▲
                  ◀── OpenText NewTokens ────┘                      └── StepResult ── worker 0
 
@@ -26,6 +26,7 @@ from sgl.messages import (
     Abort,
     Control,
     DetokenizerToScheduler,
+    Embed,
     EngineReady,
     Finish,
     Generate,
@@ -117,6 +118,9 @@ class Scheduler:
             case Generate():
                 self.outbox.append(_open_text(message))
                 self.queue(message)
+            case Embed():
+                self.outbox.append(OpenText(message.request_id, interval=0))
+                self.add(message, None)
             case Abort():
                 self.abort(message.request_id)
             case Control():
@@ -144,13 +148,13 @@ class Scheduler:
             else:
                 self.add(message, compiled)
 
-    def add(self, message: Generate, matcher: Matcher | None) -> None:
+    def add(self, message: Generate | Embed, matcher: Matcher | None) -> None:
         try:
             self.batcher.add(message, matcher)
         except RequestError as error:
             self.refuse(message, error)
 
-    def refuse(self, message: Generate, error: RequestError) -> None:
+    def refuse(self, message: Generate | Embed, error: RequestError) -> None:
         """Whoever asked must hear back."""
         finish = Finish("abort", message=str(error), status=error.status)
         self.gain([TokenDelta(message.request_id, b"", finish)])

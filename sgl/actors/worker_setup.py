@@ -23,8 +23,8 @@ from sgl.execution.runner import Runner
 from sgl.execution.step_graphs import StepGraphs, recorded_shapes
 from sgl.hardware import free_memory_gib
 from sgl.kernels.collectives import TensorParallel
-from sgl.models.batch import CausalLM
 from sgl.models.loader import load_model, resolve_dtype
+from sgl.models.pooling import Model, PooledModel
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def _join_ranks(context: Context, device: torch.device, dtype: torch.dtype) -> T
     )
 
 
-def _load(context: Context, device: torch.device, tp: TensorParallel) -> CausalLM:
+def _load(context: Context, device: torch.device, tp: TensorParallel) -> Model:
     started = time.monotonic()
     model, config = load_model(
         context.bootstrap.paths["model"],
@@ -87,6 +87,7 @@ def _load(context: Context, device: torch.device, tp: TensorParallel) -> CausalL
         device=device,
         tp=tp,
         overrides=context.config.model_overrides,
+        is_embedding=context.config.is_embedding,
     )
     logger.info(
         "Loaded %s as %s in %.1f s",
@@ -98,7 +99,7 @@ def _load(context: Context, device: torch.device, tp: TensorParallel) -> CausalL
 
 
 def _num_pages(
-    context: Context, model: CausalLM, formats: _Formats, device: torch.device, tp: TensorParallel
+    context: Context, model: Model, formats: _Formats, device: torch.device, tp: TensorParallel
 ) -> int:
     """As many pages as were asked for, or fit into the memory that may be used."""
     limits, page_size = context.limits, context.config.page_size
@@ -120,7 +121,7 @@ def _num_pages(
 
 
 def _bytes_for_kv(
-    context: Context, model: CausalLM, formats: _Formats, device: torch.device, tp: TensorParallel
+    context: Context, model: Model, formats: _Formats, device: torch.device, tp: TensorParallel
 ) -> int:
     fraction = context.limits.mem_fraction_static
     if device.type != "cuda":
@@ -138,7 +139,7 @@ def _bytes_for_kv(
 
 
 def _bytes_for_steps(
-    context: Context, model: CausalLM, formats: _Formats, device: torch.device, tp: TensorParallel
+    context: Context, model: Model, formats: _Formats, device: torch.device, tp: TensorParallel
 ) -> int:
     limits = context.limits
     max_decodes, max_tokens = _recorded_limits(context)
@@ -162,7 +163,7 @@ def _bytes_for_steps(
 
 def _make_runner(
     context: Context,
-    model: CausalLM,
+    model: Model,
     num_pages: int,
     formats: _Formats,
     device: torch.device,
@@ -196,11 +197,13 @@ def _make_runner(
 
 def _record(
     context: Context,
-    model: CausalLM,
+    model: Model,
     table: RequestTable,
     attention: AttentionBackend,
     tp: TensorParallel,
 ) -> StepGraphs | None:
+    if isinstance(model, PooledModel):
+        return None
     if not is_recordable(attention) or table.device.type != "cuda":
         return None
     shapes = recorded_shapes(attention, *_recorded_limits(context))
@@ -212,9 +215,13 @@ def _record(
 
 
 def _recorded_limits(context: Context) -> tuple[int, int]:
-    """Decodes and tokens (of a step with prompts) of the largest steps to be recorded."""
+    """Decodes and tokens (of a step with prompts) of the largest steps to be recorded.
+
+    None of a model that gives vectors: a graph leaves logits, and most of its time goes into steps
+    of thousands of tokens, which are not recorded anyway.
+    """
     config, limits = context.config, context.limits
-    if config.disable_cuda_graph:
+    if config.disable_cuda_graph or context.model_config.is_pooled:
         return 0, 0
     most_tokens = limits.max_step_tokens + limits.max_running_requests
     return (

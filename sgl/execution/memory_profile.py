@@ -14,7 +14,7 @@ from sgl.execution.request_table import RequestTable
 from sgl.execution.runner import Runner
 from sgl.execution.step_graphs import recorded_shapes
 from sgl.kernels.collectives import TensorParallel
-from sgl.models.batch import CausalLM
+from sgl.models.pooling import Model, PooledModel
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class StepSizes:
 
 @torch.inference_mode()
 def bytes_besides_kv(
-    model: CausalLM,
+    model: Model,
     backend: str,
     vocab_size: int,
     sizes: StepSizes,
@@ -83,7 +83,8 @@ def bytes_besides_kv(
         graphs / 2**30,
         (kept - before) / 2**30,
     )
-    penalties = (sizes.max_rows + 1) * vocab_size * BYTES_PER_COUNT
+    has_penalties = not isinstance(model, PooledModel)
+    penalties = has_penalties * (sizes.max_rows + 1) * vocab_size * BYTES_PER_COUNT
     return step + graphs + (kept - before) + penalties + LIBRARY_BYTES
 
 

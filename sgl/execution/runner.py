@@ -1,6 +1,9 @@
 """Runs one planned step on the device: table, forward pass, sampler, log-probabilities.
 
+A model that gives vectors makes one of a prompt's last token in place of a token after it.
+
 Axes: T tokens of the step    B requests of the step    D hidden    V vocabulary
+      N numbers of a vector
 """
 
 from __future__ import annotations
@@ -23,28 +26,35 @@ from sgl.kernels.collectives import TensorParallel
 from sgl.kernels.step_tokens import best_tokens
 from sgl.kernels.token_masks import apply_token_masks
 from sgl.messages import Chunk, Logprobs, RowLogprobs, StepPlan, StepResult, pack
-from sgl.models.batch import CausalLM
+from sgl.models.pooling import Model, PooledModel
 
 WARM_UP_TOKENS = 300  # kernels for few tokens and for many differ
 
 
 @dataclass(slots=True)
 class StepOutput:
-    """A launched step. Its tokens may still be on their way from the device."""
+    """A launched step. What it made may still be on its way from the device.
+
+    made  token ids int64 [B], or vectors float32 [B, N]
+    """
 
     step: int
-    token_ids: Tensor
+    made: Tensor
     logprobs: list[RowLogprobs]
     event: torch.cuda.Event | None = None
     error: str = ""
     failed: tuple[int, ...] = ()
 
     def wait(self) -> StepResult:
-        """Wait for the tokens to arrive."""
+        """Wait for it to arrive."""
         if self.event is not None:
             self.event.synchronize()
-        token_ids = self.token_ids.numpy().astype(np.int32).tobytes()
-        return StepResult(self.step, token_ids, self.logprobs, self.error, pack(self.failed))
+        made, failed = self.made.numpy(), pack(self.failed)
+        if made.dtype == np.float32:
+            vectors = [row_N.tobytes() if np.isfinite(row_N).all() else b"" for row_N in made]
+            return StepResult(self.step, b"", [], self.error, failed, vectors)
+        token_ids = made.astype(np.int32).tobytes()
+        return StepResult(self.step, token_ids, self.logprobs, self.error, failed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +77,7 @@ class Runner:
 
     def __init__(
         self,
-        model: CausalLM,
+        model: Model,
         table: RequestTable,
         attention: AttentionBackend,
         tp: TensorParallel,
@@ -96,7 +106,11 @@ class Runner:
         inputs_4T[0] = table.padding_row
         inputs_4T[1, :num_tokens] = layout.positions()
         inputs_4T[2] = cache.padding_page * cache.page_size
-        logits_BV = self._logits(self._hidden(inputs_4T, layout, None)[-num_sampled:])
+        hidden_BD = self._hidden(inputs_4T, layout, None)[-num_sampled:]
+        if isinstance(self.model, PooledModel):
+            self.model.vectors(hidden_BD)
+            return
+        logits_BV = self._logits(hidden_BD)
         rows_B, positions_B = table.to_device(inputs_4T)[:2, : len(logits_BV)]
         self.sampler.warm_up(logits_BV, rows_B, positions_B)
 
@@ -119,33 +133,32 @@ class Runner:
         What was stored before the memory ran out is stored again. Prompts that do not fit even so
         fail, nobody else does.
         """
-        ids, reports, failed, error, num_sampled = [], [], [], "", 0
+        all_made, reports, failed, error, num_sampled = [], [], [], "", 0
         num = layout.num_decodes
         parts: list[tuple[int, int, list[Chunk]]] = [(0, num, [])] if num else []
         parts += [(num + i, num + i + 1, [chunk]) for i, chunk in enumerate(plan.chunks)]
         for begin, end, chunks in parts:
-            num_ids = int(chunks[0].is_last) if chunks else end - begin
-            first, num_sampled = num_sampled, num_sampled + num_ids
+            num_made = int(chunks[0].is_last) if chunks else end - begin
+            first, num_sampled = num_sampled, num_sampled + num_made
             try:
                 mine = _part(masks, first, num_sampled)
-                token_ids, found = self._compute(chunks, layout.part(begin, end), mine)
+                made, found = self._compute(chunks, layout.part(begin, end), mine)
             except torch.OutOfMemoryError as out_of_memory:
                 if not chunks:
                     raise
                 failed.append(begin)
                 error = f"out of memory: {out_of_memory}"
                 torch.cuda.empty_cache()
-                token_ids = torch.full((num_ids,), -1, dtype=torch.int64, device=self.table.device)
-                found = []
-            ids.append(token_ids)
+                made, found = self._not_made(num_made), []
+            all_made.append(made)
             reports += [RowLogprobs(begin + row.index, row.input, row.output) for row in found]
-        output = self._output(plan.step, torch.cat(ids), reports)
+        output = self._output(plan.step, torch.cat(all_made), reports)
         return replace(output, error=error, failed=tuple(failed))
 
     def _compute(
         self, chunks: list[Chunk], layout: StepLayout, masks: StepMasks
     ) -> tuple[Tensor, list[RowLogprobs]]:
-        """Launch a forward pass; the sampled tokens, and log-probabilities."""
+        """Launch a forward pass; the sampled tokens or the vectors, and log-probabilities."""
         inputs_4T = step_inputs(chunks, layout, self.table, self.attention.cache.page_size)
         sampled, of_prompts = _sampled(chunks, layout), {}
         wants_prompt_logprobs = any(chunk.logprob_start >= 0 for chunk in chunks)
@@ -177,12 +190,14 @@ class Runner:
     def _sample(
         self, hidden_BD: Tensor, layout: StepLayout, sampled: np.ndarray, masks: StepMasks
     ) -> tuple[Tensor, dict[int, Logprobs]]:
-        """Tokens of the sampled requests, and log-probabilities by the request's index.
+        """Tokens of the sampled requests, and log-probabilities by the request's index; or vectors.
 
         Rank 0 draws the tokens for all, so ranks cannot diverge.
         """
         if not len(sampled):
-            return torch.empty(0, dtype=torch.int64, device=hidden_BD.device), {}
+            return self._not_made(0), {}
+        if isinstance(self.model, PooledModel):
+            return self.model.vectors(hidden_BD), {}
         logits_BV = self.model.logits(hidden_BD)
         rows_B = layout.rows_B[sampled]
         if self._takes_best(rows_B, masks):
@@ -211,7 +226,15 @@ class Runner:
         is_plain = self.sampler.is_plain(rows_B) and not len(masks.indices_M)
         return is_plain and not self.table.wants_logprobs_R[rows_B].any()
 
+    def _not_made(self, num: int) -> Tensor:
+        """In place of tokens or vectors that there are none of."""
+        device = self.table.device
+        if isinstance(self.model, PooledModel):
+            return torch.full((num, self.model.vector_size), torch.nan, device=device)
+        return torch.full((num,), -1, dtype=torch.int64, device=device)
+
     def _logits(self, hidden_BD: Tensor) -> Tensor:
+        assert not isinstance(self.model, PooledModel), "its vectors have no log-probabilities"
         return self._whole(self.model.logits(hidden_BD))
 
     def _whole(self, logits_BV: Tensor) -> Tensor:
@@ -268,11 +291,11 @@ class Runner:
             )
         return reports
 
-    def _output(self, step: int, token_ids: Tensor, rows: list[RowLogprobs]) -> StepOutput:
-        if token_ids.device.type == "cpu":
-            return StepOutput(step, token_ids, rows)
-        pinned = torch.empty(token_ids.shape, dtype=token_ids.dtype, pin_memory=True)
-        pinned.copy_(token_ids, non_blocking=True)
+    def _output(self, step: int, made: Tensor, rows: list[RowLogprobs]) -> StepOutput:
+        if made.device.type == "cpu":
+            return StepOutput(step, made, rows)
+        pinned = torch.empty(made.shape, dtype=made.dtype, pin_memory=True)
+        pinned.copy_(made, non_blocking=True)
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         return StepOutput(step, pinned, rows, event)

@@ -5,8 +5,8 @@ Loads without torch, for the processes that need only the context length or the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
@@ -14,7 +14,8 @@ from sgl.errors import ConfigError
 from sgl.models.config_fields import Fields
 from sgl.models.gguf_checkpoint import config_fields as gguf_config_fields
 from sgl.models.gguf_file import GgufFile, find_gguf
-from sgl.models.registry import check_architecture
+from sgl.models.pooling_config import check_pooling, vector_sizes
+from sgl.models.registry import Head, layers_and_head
 
 RopeScaling: TypeAlias = Literal["none", "linear", "llama3", "divided"]
 
@@ -46,6 +47,10 @@ class RopeConfig:
 class ModelConfig:
     """The numbers that make a network out of an architecture.
 
+    architecture    of the layers, as `registry.MODELS` names it
+    head            what is at their end: tokens are sampled from it, else it gives one vector for
+                    a prompt
+    vector_sizes    lengths that such a vector can be given, its own last; none for tokens
     layer_windows   per layer, how many tokens one token sees, itself included; None: all
     dtype           of the checkpoint: "float32", "float16" or "bfloat16"
     quantization    name of the checkpoint's quantisation method; None: its weights are plain
@@ -70,15 +75,33 @@ class ModelConfig:
     dtype: str
     eos_ids: tuple[int, ...]
     quantization: str | None
+    head: Head = "tokens"
+    vector_sizes: Sequence[int] = ()
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Mapping[str, object] | None = None) -> ModelConfig:
-        """The config of a checkpoint folder or a .gguf file; `overrides` win over what it says."""
-        return cls.from_fields(read_fields(Path(path)).overridden_by(overrides or {}))
+    def load(
+        cls,
+        path: str | Path,
+        overrides: Mapping[str, object] | None = None,
+        *,
+        is_embedding: bool = False,
+    ) -> ModelConfig:
+        """The config of a checkpoint folder or a .gguf file; `overrides` win over what it says.
+
+        is_embedding  the last layer's output is wanted, whatever the model was made for
+        """
+        fields = read_fields(Path(path)).overridden_by(overrides or {})
+        config = cls.from_fields(fields)
+        if is_embedding and config.head == "tokens":
+            config = replace(config, head="embedding")
+        if config.head == "tokens":
+            return config
+        check_pooling(Path(path), fields, config.head)
+        return replace(config, vector_sizes=vector_sizes(fields, config.head))
 
     @classmethod
     def from_fields(cls, fields: Fields) -> ModelConfig:
-        architecture = _architecture(fields)
+        architecture, head = layers_and_head(_architecture(fields))
         fields = fields.over(IMPLIED.get(architecture, {}))
         has_attention_bias = fields.flag("attention_bias", False)
         num_heads = fields.count("num_attention_heads")
@@ -104,9 +127,19 @@ class ModelConfig:
             dtype=fields.text("dtype", "float32"),
             eos_ids=fields.integers("eos_token_id"),
             quantization=fields.table("quantization_config").optional_text("quant_method"),
+            head=head,
         )
         config._check(fields.source)
         return config
+
+    @property
+    def is_pooled(self) -> bool:
+        """It gives one vector for a prompt, and no tokens."""
+        return self.head != "tokens"
+
+    @property
+    def vector_size(self) -> int:
+        return self.vector_sizes[-1]
 
     def check_tp_size(self, size: int) -> None:
         """Raises ConfigError, naming the sizes that work, where `size` ranks cannot share it."""
@@ -161,7 +194,6 @@ def _architecture(fields: Fields) -> str:
     names = fields.texts("architectures")
     if not names:
         raise ConfigError(f"{fields.source}: architectures is empty; it should name the model")
-    check_architecture(names[0])
     return names[0]
 
 

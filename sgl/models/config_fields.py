@@ -38,6 +38,11 @@ class Fields:
     def __contains__(self, name: str) -> bool:
         return self._values.get(name) is not None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all entries, those that are null included."""
+        return tuple(self._values)
+
     def overridden_by(self, overrides: Mapping[str, object]) -> Fields:
         """These entries, with others in their place; of the rope parameters, one by one."""
         changes = _modern(overrides)

@@ -21,6 +21,8 @@ _ENTRIES = {
     "max_position_embeddings": "context_length",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "sliding_window": "attention.sliding_window",
+    "is_causal": "attention.causal",
+    "gguf_pooling_type": "pooling_type",
 }
 _NAMES = {
     "token_embd": "model.embed_tokens",

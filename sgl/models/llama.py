@@ -106,9 +106,10 @@ class Llama(nn.Module):
             Layer(config, layer_id, placement) for layer_id in range(config.num_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_eps, placement)
-        self.lm_head = LMHead(*vocabulary, placement)
-        if config.tie_word_embeddings:
-            self.lm_head.tie(self.embed_tokens)
+        if not config.is_pooled:
+            self.lm_head = LMHead(*vocabulary, placement)
+            if config.tie_word_embeddings:
+                self.lm_head.tie(self.embed_tokens)
         self.attention_layers = [
             attention_spec(config, layer_id, placement.tp) for layer_id in range(config.num_layers)
         ]

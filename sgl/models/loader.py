@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from sgl.errors import ConfigError
 from sgl.kernels.collectives import TensorParallel
-from sgl.models.batch import CausalLM
 from sgl.models.checkpoint import (
     Checkpoint,
     DummyTensor,
@@ -24,6 +23,7 @@ from sgl.models.config import ModelConfig
 from sgl.models.layers.linear import Linear
 from sgl.models.layers.weight_format import plain_format
 from sgl.models.layers.weights import Placement, Weight
+from sgl.models.pooling import Model, pooled
 from sgl.models.registry import model_class
 
 Progress: TypeAlias = Callable[[int, int], None]  # tensors loaded, tensors in all
@@ -46,14 +46,15 @@ def load_model(
     device: torch.device,
     tp: TensorParallel,
     overrides: Mapping[str, object] | None = None,
+    is_embedding: bool = False,
     progress: Progress | None = None,
-) -> tuple[CausalLM, ModelConfig]:
+) -> tuple[Model, ModelConfig]:
     """This rank's part of a model, its weights loaded; raises ConfigError where it cannot be.
 
     Without `progress`, rank 0 shows a bar where stderr is a terminal.
     """
     path = Path(path)
-    config = ModelConfig.load(path, overrides)
+    config = ModelConfig.load(path, overrides, is_embedding=is_embedding)
     config.check_tp_size(tp.size)
     _check_quantization(config)
     torch_dtype = resolve_dtype(dtype, config, device)
@@ -79,7 +80,7 @@ def resolve_dtype(name: str, config: ModelConfig, device: torch.device) -> torch
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float16
 
 
-def fill(model: CausalLM, config: ModelConfig, checkpoint: Checkpoint, progress: Progress) -> None:
+def fill(model: Model, config: ModelConfig, checkpoint: Checkpoint, progress: Progress) -> None:
     """Load every weight of the model exactly once; a ConfigError names those that do not fit."""
     weights = _weights(model)
     unexpected = []
@@ -102,16 +103,17 @@ def fill(model: CausalLM, config: ModelConfig, checkpoint: Checkpoint, progress:
         )
 
 
-def finish_loading(model: CausalLM) -> None:
+def finish_loading(model: Model) -> None:
     """Bring all linear layers into the form that runs."""
     for module in model.modules():
         if isinstance(module, Linear):
             module.finish_loading()
 
 
-def _create(config: ModelConfig, placement: Placement) -> CausalLM:
+def _create(config: ModelConfig, placement: Placement) -> Model:
     try:
-        return model_class(config.architecture)(config, placement)
+        model = model_class(config.architecture)(config, placement)
+        return pooled(model, config, placement) if config.is_pooled else model
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"the weights do not fit on {placement.device}: use more GPUs (--tp-size) or a smaller "
@@ -139,7 +141,7 @@ def _load(weight: Weight, part: str | None, name: str, tensor: Tensor, source: s
     weight.load(part, tensor)
 
 
-def _weights(model: CausalLM) -> dict[str, Weight]:
+def _weights(model: Model) -> dict[str, Weight]:
     found = {}
     for name, weight in model.named_parameters():
         assert isinstance(weight, Weight), f"{name} does not say how it is loaded"
@@ -154,25 +156,26 @@ def _our_name(name: str, fused_weights: Mapping[str, tuple[str, str]]) -> tuple[
     return ".".join((*path, ours, kind)), part
 
 
-def _parts(model: CausalLM) -> Iterator[tuple[str, Weight, str | None]]:
+def _parts(model: Model) -> Iterator[tuple[str, Weight, str | None]]:
     """Every tensor a checkpoint must have, and where it goes."""
     theirs = {target: name for name, target in model.fused_weights.items()}
     for our_name, weight in _weights(model).items():
         *path, layer, kind = our_name.split(".")
-        prefix = () if layer == "lm_head" else ("model",)
+        prefix = () if our_name.startswith(("lm_head.", "score.")) else ("model",)
         for part in weight.pieces:
             name = layer if part is None else theirs[layer, part]
             yield ".".join((*prefix, *path, name, kind)), weight, part
 
 
-def _dummy_tensors(model: CausalLM) -> list[DummyTensor]:
+def _dummy_tensors(model: Model) -> list[DummyTensor]:
     return [DummyTensor(name, weight.full_shape(part)) for name, weight, part in _parts(model)]
 
 
 def _is_ignored(name: str, config: ModelConfig) -> bool:
     """Tensors that hold no weight of their own."""
-    is_tied_copy = config.tie_word_embeddings and name == "lm_head.weight"
-    return is_tied_copy or name.endswith("rotary_emb.inv_freq")
+    has_lm_head = not (config.tie_word_embeddings or config.is_pooled)
+    is_unused_head = name == "lm_head.weight" and not has_lm_head
+    return is_unused_head or name.endswith("rotary_emb.inv_freq")
 
 
 def _listed(problem: str, names: list[str]) -> list[str]:

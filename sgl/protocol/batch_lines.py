@@ -127,7 +127,7 @@ class LineAnswer:
             "response": response,
             "error": None,
         }
-        return orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE)
+        return orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
 
 
 def answered_number(answer: bytes) -> int | None:

@@ -14,7 +14,7 @@ import msgspec
 from sgl.errors import InvalidRequestError, NotFoundError
 from sgl.protocol.body import convert, parse_fields
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 WINDOW, WINDOW_S = "24h", 24 * 3600
 MAX_LISTED_BATCHES = 100
 MAX_PAIRS, MAX_KEY_CHARS, MAX_VALUE_CHARS = 16, 64, 512

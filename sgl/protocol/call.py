@@ -50,7 +50,8 @@ class PromptCall:
 class GenerationCall:
     """One request of a client: prompts, each to be continued `n` times.
 
-    namespace   prompts of different namespaces never share cached KV
+    namespace       prompts of different namespaces never share cached KV
+    wants_vectors   one of each prompt, and no continuation
     """
 
     prompts: tuple[PromptCall, ...]
@@ -58,6 +59,7 @@ class GenerationCall:
     stream: bool = False
     add_special_tokens: bool = True
     namespace: str = ""
+    wants_vectors: bool = False
 
 
 @dataclass(slots=True)
@@ -100,6 +102,7 @@ class Answer:
 
     index      its place in the call, prompt by prompt: prompt * n + sample
     rid        its name in the response; with n > 1, the prompt's with the sample's number
+    vector     float32 bytes, in place of text and tokens where the call wanted vectors
     """
 
     index: int
@@ -110,6 +113,7 @@ class Answer:
     output_ids: array[int] = field(default_factory=lambda: array("i"))
     num_cached: int = 0
     finish: Finish | None = None
+    vector: bytes = b""
     input_logprobs: LogprobColumns = field(default_factory=LogprobColumns)
     output_logprobs: LogprobColumns = field(default_factory=LogprobColumns)
 
@@ -118,6 +122,7 @@ class Answer:
         self.output_ids.frombytes(delta.token_ids)
         self.num_cached = max(self.num_cached, delta.num_cached)
         self.finish = delta.finish or self.finish
+        self.vector = delta.vector
         for logprobs in delta.input_logprobs:
             self.input_logprobs.add(logprobs)
         for logprobs in delta.output_logprobs:
@@ -138,11 +143,15 @@ class Answer:
                 return EngineError(finish.message)
 
 
-class Reply(Protocol):
-    """One client's response in its API's shape; remembers what a stream has sent already."""
+class WholeReply(Protocol):
+    """One client's response in its API's shape."""
 
     def whole(self, answers: Sequence[Answer]) -> Any:
-        """The JSON of a finished call."""
+        """The JSON of a finished call, in which arrays may be those of numpy."""
+
+
+class Reply(WholeReply, Protocol):
+    """One that can be streamed; remembers what a stream has sent already."""
 
     def opening(self, answers: Sequence[Answer]) -> list[Any]:
         """Events of a stream before the first token."""

@@ -44,21 +44,26 @@ NOT_YET_SAMPLING = ("custom_params",)
 T = TypeVar("T")
 
 
-class GenerateBody(msgspec.Struct, kw_only=True):
-    """The fields of `/generate` and their JSON types; null means not given."""
+class PromptBody(msgspec.Struct, kw_only=True):
+    """Fields that say what the prompts are, and their JSON types; null means not given."""
 
     text: str | list[str] | None = None
     input_ids: list[int | list[int]] | None = None
-    sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None
     rid: str | list[str] | None = None
+    stream: bool | None = None
+    cache_salt: str | None = None
+
+
+class GenerateBody(PromptBody, kw_only=True):
+    """The fields of `/generate` besides these."""
+
+    sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None
     return_logprob: bool | list[bool] | None = None
     logprob_start_len: int | list[int] | None = None
     top_logprobs_num: int | list[int] | None = None
     token_ids_logprob: list[int | list[int]] | None = None
     return_text_in_logprobs: bool | None = None
     return_hidden_states: bool | None = None
-    stream: bool | None = None
-    cache_salt: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,18 +89,16 @@ def generate_request(fields: Mapping[str, Any], max_prompts: int | None = None) 
     body = convert(fields, GenerateBody)
     if body.return_hidden_states:
         refuse_unsupported({"return_hidden_states": True}, ["return_hidden_states"])
-    prompts, is_batch = _prompts(body)
-    check_num_prompts(prompts, max_prompts, "input_ids" if body.text is None else "text")
+    prompts, is_batch = prompts_of(body, max_prompts)
     calls = _prompt_calls(body, prompts, is_batch)
     n = calls[0].sampling.n
     if any(call.sampling.n != n for call in calls):
         raise InvalidRequestError("n must be the same for all prompts of a batch", param="n")
-    salt = body.cache_salt
     call = GenerationCall(
         prompts=calls,
         n=n,
         stream=bool(body.stream),
-        namespace="" if salt is None else check_name(salt, "cache_salt", MAX_SALT_CHARS),
+        namespace=namespace_of(body),
     )
     return GenerateRequest(
         call=call,
@@ -104,8 +107,27 @@ def generate_request(fields: Mapping[str, Any], max_prompts: int | None = None) 
     )
 
 
-def _prompts(body: GenerateBody) -> tuple[list[Prompt], bool]:
-    """The prompts, and whether they came as a list."""
+def prompts_of(body: PromptBody, max_prompts: int | None) -> tuple[list[Prompt], bool]:
+    """The prompts, and whether they came as a list; raises InvalidRequestError."""
+    prompts, is_batch = _prompts(body)
+    check_num_prompts(prompts, max_prompts, "input_ids" if body.text is None else "text")
+    if is_batch and isinstance(body.rid, str):
+        raise InvalidRequestError("rid must be a list for a list of prompts", param="rid")
+    return prompts, is_batch
+
+
+def rids_of(body: PromptBody, num: int | None) -> list[str]:
+    """The name of each prompt, "" where it has none; `num` is None where the prompt is no list."""
+    rids: list[str] = _spread(body.rid, "", num, "rid")
+    return [rid and check_name(rid, "rid", MAX_RID_CHARS) for rid in rids]
+
+
+def namespace_of(body: PromptBody) -> str:
+    salt = body.cache_salt
+    return "" if salt is None else check_name(salt, "cache_salt", MAX_SALT_CHARS)
+
+
+def _prompts(body: PromptBody) -> tuple[list[Prompt], bool]:
     if body.text is not None and body.input_ids is not None:
         raise InvalidRequestError("give either text or input_ids, not both", param="input_ids")
     if body.text is not None:
@@ -128,17 +150,15 @@ def _prompt_calls(
     body: GenerateBody, prompts: list[Prompt], is_batch: bool
 ) -> tuple[PromptCall, ...]:
     num = len(prompts) if is_batch else None
-    if is_batch and isinstance(body.rid, str):
-        raise InvalidRequestError("rid must be a list for a list of prompts", param="rid")
     samplings = _samplings(body.sampling_params, num)
-    rids: list[str] = _spread(body.rid, "", num, "rid")
+    rids = rids_of(body, num)
     logprobs = _logprob_options(body, num)
     return tuple(
         PromptCall(
             prompt=prompt,
             sampling=sampling.params,
             logprobs=options,
-            rid=rid and check_name(rid, "rid", MAX_RID_CHARS),
+            rid=rid,
             is_length_explicit=sampling.is_length_explicit,
             grammar=sampling.grammar,
         )

@@ -55,7 +55,7 @@ def parse_completion(body: bytes, server: Server) -> CompletionRequest:
     refuse_unsupported(fields, NOT_YET)
     completion = convert(fields, CompletionBody)
     _check(completion)
-    prompts = _prompts(completion.prompt)
+    prompts = prompts_in(completion.prompt, "prompt")
     check_num_prompts(prompts, server.max_prompts, "prompt")
     head = frame(completion, server, "cmpl")
     sampling = sampling_params(
@@ -95,23 +95,24 @@ def _check(body: CompletionBody) -> None:
         )
 
 
-def _prompts(prompt: str | list[str | int | list[int]] | None) -> list[Prompt]:
-    if isinstance(prompt, str):
-        return [prompt]
-    if not prompt:
+def prompts_in(value: str | list[str | int | list[int]] | None, field: str) -> list[Prompt]:
+    """The texts and ids that a field holds; raises InvalidRequestError if there are none."""
+    if isinstance(value, str):
+        return [value]
+    if not value:
         raise InvalidRequestError(
-            "prompt must be a text, a list of texts or token ids", param="prompt"
+            f"{field} must be a text, a list of texts or token ids", param=field
         )
-    if isinstance(prompt[0], int):
-        return [id_array(prompt, "prompt")]
-    if isinstance(prompt[0], str):
-        return [_text(item) for item in prompt]
-    return [id_array(item, "prompt") for item in prompt]
+    if isinstance(value[0], int):
+        return [id_array(value, field)]
+    if isinstance(value[0], str):
+        return [_text(item, field) for item in value]
+    return [id_array(item, field) for item in value]
 
 
-def _text(item: object) -> str:
+def _text(item: object, field: str) -> str:
     if not isinstance(item, str):
-        raise InvalidRequestError("prompt mixes texts and token ids", param="prompt")
+        raise InvalidRequestError(f"{field} mixes texts and token ids", param=field)
     return item
 
 

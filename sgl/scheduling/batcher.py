@@ -20,6 +20,7 @@ from sgl.constrained.matcher import Matcher
 from sgl.errors import PromptTooLongError
 from sgl.messages import (
     Chunk,
+    Embed,
     Finish,
     Generate,
     Int32Bytes,
@@ -40,6 +41,9 @@ from sgl.scheduling.limits import Limits, PromptBudget
 from sgl.scheduling.planned_step import Part, Step
 from sgl.scheduling.policy import Policy, order
 from sgl.scheduling.request import Request
+
+NO_TOKENS_WANTED = Finish("length", length=0)
+NOT_A_NUMBER = (-1, b"")  # a token or a vector that a worker could not make
 
 
 @dataclass(slots=True)
@@ -84,23 +88,17 @@ class Batcher:
         self._last_decode_rows = b""
         self._num_arrived = 0
 
-    def add(self, message: Generate, matcher: Matcher | None = None) -> None:
+    def add(self, message: Generate | Embed, matcher: Matcher | None = None) -> None:
         """Queue a request; raises PromptTooLongError where it could never run."""
         prompt_len = len(message.prompt_ids) // 4
-        needed = prompt_len + (message.sampling.max_new_tokens != 0)
+        has_tokens = isinstance(message, Generate) and message.sampling.max_new_tokens != 0
+        needed = prompt_len + has_tokens
         if needed > self.limits.max_total_len:
             raise PromptTooLongError(
                 f"the prompt has {prompt_len} tokens, the server holds "
                 f"{self.limits.max_total_len} per request with its answer: shorten the prompt"
             )
-        request = Request.from_message(
-            message,
-            arrival=self._num_arrived,
-            seed=self._seed(message.sampling.seed),
-            eos_ids=self.eos_ids,
-            max_total_len=self.limits.max_total_len,
-            matcher=matcher,
-        )
+        request = self._request(message, matcher)
         self._num_arrived += 1
         self.requests[request.request_id] = request
         self.waiting.append(request)
@@ -164,11 +162,11 @@ class Batcher:
         else:
             deltas = []
         logprobs = {row.index: row for row in result.logprobs}
-        token_ids = iter(unpack(result.token_ids))
+        outputs: Iterator[int | bytes] = iter(result.vectors or unpack(result.token_ids))
         for index, part in enumerate(step.parts):
-            token_id = next(token_ids) if part.is_sampled else None
+            output = next(outputs) if part.has_output else None
             if not part.request.is_finished:
-                delta = self._commit_part(part, token_id, logprobs.get(index))
+                delta = self._commit_part(part, output, logprobs.get(index))
                 deltas += [delta] if delta else []
         return deltas
 
@@ -188,6 +186,18 @@ class Batcher:
         assert len(self.requests) == len(self.waiting) + len(self.running)
         rows = [request.row for request in self.running]
         assert sorted(rows + self._free_rows) == list(range(self.limits.max_rows))
+
+    def _request(self, message: Generate | Embed, matcher: Matcher | None) -> Request:
+        if isinstance(message, Embed):
+            return Request.for_vector(message, arrival=self._num_arrived)
+        return Request.from_message(
+            message,
+            arrival=self._num_arrived,
+            seed=self._seed(message.sampling.seed),
+            eos_ids=self.eos_ids,
+            max_total_len=self.limits.max_total_len,
+            matcher=matcher,
+        )
 
     def _plan_decodes(self) -> tuple[list[Request], list[Request], Int32Bytes]:
         """The requests that decode, those of them that get a page for it, and these pages."""
@@ -275,19 +285,19 @@ class Batcher:
         budget.take(start, end - start)
         pages = self.store.grow(request, end)
         is_end = end == target
-        is_sampled = is_end and request.max_new_tokens > 0
+        has_output = is_end and request.wants_output
         request.num_planned = end
-        request.num_sampled += is_sampled
+        request.num_sampled += has_output and not request.wants_vector
         request.is_prefilling = not is_end
         self.totals.num_prefill_tokens += end - start
-        step.parts.append(Part(request, request.num_retractions, end, is_sampled, is_prefill=True))
+        step.parts.append(Part(request, request.num_retractions, end, has_output, is_prefill=True))
         has_next = end < request.prompt_len
         return Chunk(
             row=request.row,
             start=start,
             token_ids=request.token_ids[start:end].tobytes(),
             pages=pages.tobytes(),
-            is_last=is_sampled,
+            is_last=has_output,
             logprob_start=self._logprob_start(request, start, end),
             next_token_id=request.token_ids[end] if has_next else -1,
         )
@@ -298,20 +308,12 @@ class Batcher:
         return first if first < min(end, request.prompt_len - 1) else -1
 
     def _commit_part(
-        self, part: Part, token_id: int | None, logprobs: RowLogprobs | None
+        self, part: Part, output: int | bytes | None, logprobs: RowLogprobs | None
     ) -> TokenDelta | None:
         request = part.request
         if part.epoch == request.num_retractions:
             request.num_computed = part.end
-        finish, new_ids = None, b""
-        if token_id is None:
-            if request.max_new_tokens == 0 and part.end == request.prompt_len:
-                finish = Finish("length", length=0)
-        elif token_id < 0:
-            finish = Finish("abort", message="the model's output is not a number", status=500)
-        else:
-            finish, new_ids = request.accept(token_id), token_id.to_bytes(4, "little", signed=True)
-            self.totals.num_output_tokens += 1
+        finish, new_ids, vector = self._take(part, output)
         input_logprobs = logprobs.input if logprobs else None
         if part.is_prefill and request.logprobs and request.next_logprob < request.prompt_len:
             if request.next_logprob == 0:
@@ -330,7 +332,22 @@ class Batcher:
             max(request.num_cached, 0),
             input_logprobs,
             logprobs.output if logprobs else None,
+            vector,
         )
+
+    def _take(self, part: Part, output: int | bytes | None) -> tuple[Finish | None, bytes, bytes]:
+        """Whether the request ends with its part of the step, its new token, its vector."""
+        request = part.request
+        if output is None:
+            is_end = request.max_new_tokens == 0 and part.end == request.prompt_len
+            return NO_TOKENS_WANTED if is_end else None, b"", b""
+        if output in NOT_A_NUMBER:
+            message = "the model's output is not a number"
+            return Finish("abort", message=message, status=500), b"", b""
+        if isinstance(output, bytes):
+            return NO_TOKENS_WANTED, b"", output
+        self.totals.num_output_tokens += 1
+        return request.accept(output), output.to_bytes(4, "little", signed=True), b""
 
     def _fail(self, parts: list[Part], error: str) -> list[TokenDelta]:
         """These parts of a step left nothing: their requests end, the others never notice."""
@@ -403,4 +420,4 @@ class Batcher:
 
 def _decode_part(request: Request) -> Part:
     end = request.num_planned
-    return Part(request, request.num_retractions, end, is_sampled=True, is_prefill=False)
+    return Part(request, request.num_retractions, end, has_output=True, is_prefill=False)

@@ -12,13 +12,14 @@ from sgl.scheduling.request import Request
 class Part(NamedTuple):
     """One request's share of a step: after it, KV of `end` tokens is there.
 
-    epoch  num_retractions when planned; another one now means its KV is gone
+    epoch       num_retractions when planned; another one now means its KV is gone
+    has_output  whether the step makes a token of it, or the vector that it wants
     """
 
     request: Request
     epoch: int
     end: int
-    is_sampled: bool
+    has_output: bool
     is_prefill: bool
 
 
@@ -35,7 +36,7 @@ class Step:
 
     def find_masked(self) -> None:
         """Once all parts are there."""
-        sampled = (part.request for part in self.parts if part.is_sampled)
+        sampled = (part.request for part in self.parts if part.has_output)
         self.masked = [
             (index, request, request.matcher)
             for index, request in enumerate(sampled)

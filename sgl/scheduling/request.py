@@ -7,9 +7,11 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from sgl.constrained.matcher import Matcher
-from sgl.messages import Finish, Generate, LogprobOptions, RequestId, TokenDelta, unpack
+from sgl.messages import Embed, Finish, Generate, LogprobOptions, RequestId, TokenDelta, unpack
 from sgl.sampling_params import SamplingParams
 from sgl.scheduling.radix_cache import Node
+
+NO_TOKENS = SamplingParams(max_new_tokens=0, temperature=0.0)
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +37,7 @@ class Request:
     logprobs: LogprobOptions | None = None
     namespace: str = ""
     matcher: Matcher | None = None  # where the answer is in its grammar
+    wants_vector: bool = False  # and no tokens
 
     pages: array[int] = field(default_factory=lambda: array("i"))
     node: Node | None = None
@@ -85,6 +88,24 @@ class Request:
             next_logprob=options.start_len if options and wants_prompt else len(prompt_ids),
         )
 
+    @classmethod
+    def for_vector(cls, message: Embed, *, arrival: int) -> Request:
+        """A request that ends with its prompt."""
+        prompt_ids = unpack(message.prompt_ids)
+        return cls(
+            request_id=message.request_id,
+            prompt_len=len(prompt_ids),
+            token_ids=prompt_ids,
+            sampling=NO_TOKENS,
+            seed=0,
+            max_new_tokens=0,
+            stop_ids=frozenset(),
+            arrival=arrival,
+            namespace=message.namespace,
+            wants_vector=True,
+            next_logprob=len(prompt_ids),
+        )
+
     @property
     def num_output(self) -> int:
         """Output tokens known by now."""
@@ -103,6 +124,11 @@ class Request:
     @property
     def can_decode(self) -> bool:
         return not self.is_prefilling and self.num_sampled < self.max_new_tokens
+
+    @property
+    def wants_output(self) -> bool:
+        """Whether the step that ends its prompt makes anything: a token or a vector."""
+        return self.wants_vector or self.max_new_tokens > 0
 
     @property
     def cache_limit(self) -> int:

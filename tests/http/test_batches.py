@@ -213,7 +213,7 @@ async def test_a_line_over_the_limit_of_a_body_fails_alone(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        ({"endpoint": "/v1/embeddings"}, "endpoint must be"),
+        ({"endpoint": "/v1/rerank"}, "endpoint must be"),
         ({"completion_window": "7d"}, "completion_window"),
         ({"input_file_id": "file-" + "0" * 32}, "there is no file"),
         ({"input_file_id": "../../etc/passwd"}, "there is no file"),

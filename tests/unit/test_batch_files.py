@@ -186,7 +186,7 @@ WANTED = {"input_file_id": "file-1", "endpoint": URL, "completion_window": "24h"
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"endpoint": "/v1/embeddings"}, "endpoint"),
+        ({"endpoint": "/v1/rerank"}, "endpoint"),
         ({"completion_window": "1h"}, "completion_window"),
         ({"metadata": {str(number): "" for number in range(17)}}, "metadata"),
         ({"metadata": {"k" * 65: ""}}, "metadata"),
