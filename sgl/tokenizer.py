@@ -27,7 +27,10 @@ ALWAYS_ENDS = ("<|eom_id|>",)  # Llama 3 ends a message with it, and no config f
 
 
 class Tokenizer:
-    """A vocabulary, its special tokens and the model's chat template."""
+    """A vocabulary, its special tokens and the model's chat template.
+
+    closing_id   what a text must end with that a vector is made of; None: whatever it ends with
+    """
 
     def __init__(
         self,
@@ -37,6 +40,7 @@ class Tokenizer:
         eos_token: str = "",
         eos_ids: Iterable[int] = (),
         chat_template: str | None = None,
+        closes_with_eos: bool = False,
     ) -> None:
         fast.no_padding()
         fast.no_truncation()
@@ -44,6 +48,7 @@ class Tokenizer:
         self.bos_token = bos_token
         self.eos_token = eos_token
         self.bos_id: int | None = fast.token_to_id(bos_token)
+        self.closing_id: int | None = fast.token_to_id(eos_token) if closes_with_eos else None
         self.chat_template = chat_template
         ends = [fast.token_to_id(token) for token in (eos_token, *ALWAYS_ENDS)]
         self.eos_ids = frozenset([*eos_ids, *(end for end in ends if end is not None)])
@@ -181,6 +186,7 @@ def _from_folder(folder: Path) -> Tokenizer:
         eos_token=_content(names.get("eos_token")),
         eos_ids=_configured_ends(folder),
         chat_template=_folder_template(folder, config),
+        closes_with_eos=config.get("add_eos_token") is True,
     )
 
 

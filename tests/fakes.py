@@ -54,6 +54,7 @@ class LetterTokenizer:
     """Each character is a token, its code point the id; characters above 255 wrap around."""
 
     vocab_size = VOCAB_SIZE
+    closing_id: int | None = None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> array[int]:
         return array("i", [ord(letter) % VOCAB_SIZE for letter in text])

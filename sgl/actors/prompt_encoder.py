@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -17,7 +17,12 @@ NUM_THREADS = 2
 
 
 class TextTokenizer(Vocabulary, Protocol):
-    """What the front needs of a tokenizer."""
+    """What the front needs of a tokenizer.
+
+    closing_id   what a text must end with that a vector is made of; None: whatever it ends with
+    """
+
+    closing_id: int | None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> array[int]: ...
 
@@ -36,11 +41,9 @@ class PromptEncoder:
     async def encode(self, call: GenerationCall, limits: PromptLimits) -> list[array[int]]:
         num_chars = sum(self._check(prompt, limits) for prompt in call.prompts)
         if num_chars <= MAX_INLINE_CHARS:
-            return self._encode_all(call.prompts, call.add_special_tokens, limits)
+            return self._encode_all(call, limits)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._threads, self._encode_all, call.prompts, call.add_special_tokens, limits
-        )
+        return await loop.run_in_executor(self._threads, self._encode_all, call, limits)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -68,15 +71,18 @@ class PromptEncoder:
         """No token stands for more bytes than the longest one, and no character for none."""
         return limits.context_len * self._max_token_bytes
 
-    def _encode_all(
-        self, prompts: Sequence[PromptCall], add_special_tokens: bool, limits: PromptLimits
-    ) -> list[array[int]]:
-        return [self._encode(call.prompt, add_special_tokens, limits) for call in prompts]
+    def _encode_all(self, call: GenerationCall, limits: PromptLimits) -> list[array[int]]:
+        return [self._encode(prompt.prompt, call, limits) for prompt in call.prompts]
 
     def _encode(
-        self, prompt: str | array[int], add_special_tokens: bool, limits: PromptLimits
+        self, prompt: str | array[int], call: GenerationCall, limits: PromptLimits
     ) -> array[int]:
         if not isinstance(prompt, str):
             return prompt
-        assert self._tokenizer is not None, "texts were refused before"
-        return self._tokenizer.encode(prompt[: self._max_chars(limits)], add_special_tokens)
+        tokenizer = self._tokenizer
+        assert tokenizer is not None, "texts were refused before"
+        ids = tokenizer.encode(prompt[: self._max_chars(limits)], call.add_special_tokens)
+        closing_id = tokenizer.closing_id
+        if call.wants_vectors and call.add_special_tokens and closing_id is not None:
+            ids.extend([closing_id] if ids[-1:].tolist() != [closing_id] else [])
+        return ids
