@@ -12,6 +12,7 @@ Axes: B prompts    D hidden    N numbers of a vector
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from sgl.models.batch import AttentionSpec, Batch, CausalLM
 from sgl.models.config import ModelConfig
 from sgl.models.layers.linear import Linear
+from sgl.models.layers.weight_format import plain_format
 from sgl.models.layers.weights import Placement, whole
 
 
@@ -65,14 +67,20 @@ Model: TypeAlias = CausalLM | PooledModel
 
 
 class WholeLinear(Linear):
-    """A linear layer that every rank holds whole; what it gives is float32."""
+    """A linear layer that every rank holds whole, in float32: in 16 bits two scores that differ in
+    their third digit may be one."""
 
     def __init__(self, num_in: int, num_out: int, placement: Placement, has_bias: bool) -> None:
+        wide = replace(
+            placement,
+            dtype=torch.float32,
+            weight_format=plain_format(placement.device, torch.float32),
+        )
         pieces = whole(num_out)
-        super().__init__((num_out, num_in), 0, pieces, placement, pieces if has_bias else None)
+        super().__init__((num_out, num_in), 0, pieces, wide, pieces if has_bias else None)
 
     def forward(self, x_BI: Tensor) -> Tensor:
-        return self.format.multiply(self.weights, x_BI, self.bias, torch.float32)
+        return super().forward(x_BI.float())
 
 
 class UnitLength(nn.Module):
@@ -104,8 +112,7 @@ class Reward(nn.Module):
         )
 
     def forward(self, hidden_BD: Tensor) -> Tensor:
-        x_BD = F.relu(self.score["0"](hidden_BD)).to(hidden_BD.dtype)
-        scores_BN: Tensor = self.score["2"](x_BD)
+        scores_BN: Tensor = self.score["2"](F.relu(self.score["0"](hidden_BD)))
         return scores_BN
 
 

@@ -19,7 +19,7 @@ KNOWN_MODULES = ("Transformer", "Pooling", "Normalize")
 GGUF_POOLING = {0: "none", 1: "mean", 2: "cls", 3: "lasttoken", 4: "rank"}
 GGUF_ALLOWED = (0, 3)
 
-DEFAULT_LABELS = {"scores": 2, "reward": 1}  # where the config names none
+DEFAULT_NUM_LABELS = 2  # of transformers, which leaves it out of the config then
 
 
 def check_pooling(path: Path, fields: Fields, head: Head) -> None:
@@ -36,19 +36,16 @@ def vector_sizes(fields: Fields, head: Head) -> Sequence[int]:
 
     Only of a model that says so can the beginning of a vector be used alone.
     """
-    if head != "embedding":
-        return (num_labels(fields, head),)
+    if head == "reward":
+        return (1,)  # whatever labels its config names
+    if head == "scores":
+        num_named = len(fields.table("id2label").names)
+        return (fields.count("num_labels", num_named or DEFAULT_NUM_LABELS),)
     whole = fields.count("hidden_size")
     sizes = sorted(size for size in fields.integers("matryoshka_dimensions") if 0 < size < whole)
     if sizes:
         return (*sizes, whole)
     return range(1, whole + 1) if fields.flag("is_matryoshka", False) else (whole,)
-
-
-def num_labels(fields: Fields, head: Head) -> int:
-    """Scores that a prompt gets."""
-    num_named = len(fields.table("id2label").names)
-    return fields.count("num_labels", num_named or DEFAULT_LABELS[head])
 
 
 def _check_causal(fields: Fields) -> None:
