@@ -71,9 +71,15 @@ def next_allowed(token: int, parity: int) -> int:
     return token if token % 2 == parity else (token + 1) % VOCAB
 
 
+def vector_of(token_ids) -> bytes:
+    """What a model that gives vectors answers."""
+    return array("f", [next_token(token_ids), len(token_ids)]).tobytes()
+
+
 class FakeWorker:
-    def __init__(self, num_pages: int, page_size: int) -> None:
+    def __init__(self, num_pages: int, page_size: int, gives_vectors: bool = False) -> None:
         self.page_size = page_size
+        self.gives_vectors = gives_vectors
         self.slots: list[tuple[int, ...] | None] = [None] * (num_pages * page_size)
         self.pages: dict[int, list[int]] = {}
         self.tokens: dict[int, list[int]] = {}  # those with KV, and the one sampled last
@@ -88,6 +94,8 @@ class FakeWorker:
         self.num_sampled = 0
         sampled = [self._decode(row) for row in self.decode_rows]
         sampled += [token for chunk in plan.chunks if (token := self._prefill(chunk)) is not None]
+        if self.gives_vectors:
+            return StepResult(plan.step, b"", vectors=sampled)
         return StepResult(plan.step, pack(sampled))
 
     def _masks(self, plan: StepPlan, masks: TokenMasks | None) -> dict[int, np.ndarray]:
@@ -118,12 +126,14 @@ class FakeWorker:
         self._compute(row, len(self.tokens[row]) - 1)
         return self._sample(row)
 
-    def _prefill(self, chunk: Chunk) -> int | None:
+    def _prefill(self, chunk: Chunk) -> int | bytes | None:
         known = self.tokens[chunk.row]
         assert chunk.start == len(known), "a chunk does not begin where the last one ended"
         known += unpack(chunk.token_ids)
         for position in range(chunk.start, len(known)):
             self._compute(chunk.row, position)
+        if chunk.is_last and self.gives_vectors:
+            return vector_of(known)
         return self._sample(chunk.row) if chunk.is_last else None
 
     def _admit(self, new: NewRow) -> None:

@@ -16,6 +16,7 @@ from sgl.messages import (
     Abort,
     Control,
     DetokenizerToIngress,
+    Embed,
     EngineReady,
     Finish,
     Generate,
@@ -72,6 +73,11 @@ class LetterTokenizer:
         return {token_id: self.token_bytes(token_id) for token_id in range(VOCAB_SIZE)}
 
 
+def vector_of(ids: Sequence[int]) -> bytes:
+    """What the fake engine makes of a prompt: 4 float32 numbers."""
+    return array("f", [len(ids), ids[0], ids[-1], 0.1]).tobytes()
+
+
 @dataclass
 class _Running:
     message: Generate
@@ -114,17 +120,19 @@ class FakeEngine:
         self.requests: LocalChannel[IngressToScheduler] = LocalChannel(max_messages=max_messages)
         self.text: LocalChannel[DetokenizerToIngress] = LocalChannel()
         self.seen: list[Generate] = []
+        self.embedded: list[Embed] = []
         self.aborted: list[int] = []
         self.controls: list[str] = []
         self.profile: StartProfile | StopProfile | None = None  # the one that is running
         self._step_s = step_s
         self._running: dict[int, _Running] = {}
+        self._embedding: dict[int, Embed] = {}
         self._work = asyncio.Event()
         self._failing: Finish | None = None
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
+        return len(self._running) + len(self._embedding)
 
     def fail_next(self, message: str, status: int) -> None:
         """End whatever makes its next token with this error."""
@@ -139,9 +147,13 @@ class FakeEngine:
                 case Generate():
                     self.seen.append(message)
                     self._running[message.request_id] = _Running(message)
+                case Embed():
+                    self.embedded.append(message)
+                    self._embedding[message.request_id] = message
                 case Abort():
                     self.aborted.append(message.request_id)
                     self._running.pop(message.request_id, None)
+                    self._embedding.pop(message.request_id, None)
                 case Control():
                     self._control(message)
                 case StartProfile() | StopProfile():
@@ -151,10 +163,13 @@ class FakeEngine:
     async def run(self) -> None:
         while True:
             await self._work.wait()
-            if not self._running:
+            if not self.num_running:
                 self._work.clear()
                 continue
+            if self._embedding:
+                await asyncio.sleep(self._step_s)  # a vector is there after a step, not at once
             deltas = [delta for key in list(self._running) if (delta := self._step(key))]
+            deltas += [self._embed(key) for key in list(self._embedding)]
             if deltas:
                 self.text.sender.send(NewText(deltas))
             await asyncio.sleep(self._step_s)
@@ -173,6 +188,12 @@ class FakeEngine:
         self.text.sender.send(Reply(message.call_id, ok, "Profiled." if ok else "no, thanks"))
         if ok:
             self.profile = message if is_start else None
+
+    def _embed(self, request_id: int) -> TextDelta:
+        ids = unpack(self._embedding.pop(request_id).prompt_ids)
+        finish, self._failing = self._failing or Finish("length", length=0), None
+        vector = vector_of(ids) if finish.kind == "length" else b""
+        return TextDelta(request_id, "", b"", finish, num_cached=len(ids) - 1, vector=vector)
 
     def _step(self, request_id: int) -> TextDelta | None:
         running = self._running[request_id]

@@ -1,6 +1,7 @@
 """Requests that must be refused: every field with every kind of wrong value.
 
-`hostile_requests(vocab_size)` gives them all; a server answers each with a 4xx JSON error at once.
+`hostile_requests(vocab_size)` gives all that ask for text, `hostile_vector_requests` those that ask
+for vectors; a server answers each with a 4xx JSON error at once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import orjson
 
 GENERATE, COMPLETIONS, CHAT = "/generate", "/v1/completions", "/v1/chat/completions"
+ENCODE, CLASSIFY, EMBEDDINGS = "/encode", "/classify", "/v1/embeddings"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,12 @@ GOOD: dict[str, dict[str, Any]] = {
     COMPLETIONS: {"model": "default", "prompt": "hi", "max_tokens": 4},
     CHAT: {"model": "default", "messages": MESSAGES, "max_tokens": 4},
 }
+VECTORS: dict[str, dict[str, Any]] = {
+    ENCODE: {"text": "hi"},
+    CLASSIFY: {"text": "hi"},
+    EMBEDDINGS: {"model": "default", "input": "hi"},
+}
+ALL_GOOD = GOOD | VECTORS
 
 HUGE = 2**63
 SAMPLING: dict[str, list[Any]] = {
@@ -166,6 +174,27 @@ CHAT_ONLY: dict[str, list[Any]] = {
     "response_format": [5, {}, {"type": 5}, {"type": "xml"}, {"type": "json_schema"}],
     "chat_template_kwargs": [5, {"messages": []}, {"self": 1}, {"tools": 1}],
 }
+ENCODE_FIELDS: dict[str, list[Any]] = {
+    "text": [*NATIVE["text"], ["a", ""]],
+    "rid": NATIVE["rid"],
+    "stream": [True, "yes", 1],
+    "cache_salt": NATIVE["cache_salt"],
+    "add_special_tokens": ["no", 2],
+    "image_data": NATIVE["image_data"],
+    "input_embeds": NATIVE["input_embeds"],
+    "lora_path": NATIVE["lora_path"],
+}
+EMBEDDING_FIELDS: dict[str, list[Any]] = {
+    "input": [*COMPLETION_ONLY["prompt"], ["a", ""], ["a"] * 100_000, 1.5, True, [None]],
+    "model": OPENAI["model"],
+    "encoding_format": ["hex", 5, ["float"], ""],
+    "dimensions": [0, -1, 3, 10**9, HUGE, 1.5, "x", True],
+    "user": [5],
+    "rid": [5, [], "x" * 10_000, "a\r\nb"],
+    "cache_salt": NATIVE["cache_salt"],
+    "add_special_tokens": ["no"],
+    "lora_path": ["x"],
+}
 NESTED = b"[" * 50_000 + b"]" * 50_000
 
 
@@ -178,6 +207,25 @@ def hostile_requests(vocab_size: int, max_chars: int = 5_000_000) -> Iterator[Ho
     for path, special in ((COMPLETIONS, COMPLETION_ONLY), (CHAT, CHAT_ONLY)):
         yield from _with_fields(path, OPENAI)
         yield from _with_fields(path, special)
+
+
+def hostile_vector_requests(
+    vocab_size: int, max_chars: int = 5_000_000
+) -> Iterator[HostileRequest]:
+    """To a model whose vectors cannot be given 3 numbers."""
+    for path in VECTORS:
+        yield from _broken_bodies(path)
+        yield from _too_long(path, max_chars)
+    for path in (ENCODE, CLASSIFY):
+        yield from _with_fields(path, ENCODE_FIELDS)
+        for ids in [*BAD_IDS, [vocab_size], [[1], [vocab_size + 7]]]:
+            yield _request(path, "input_ids", ids, {"input_ids": ids})
+        yield _request(path, "both", {}, {"text": "a", "input_ids": [1]})
+        yield _request(path, "nothing", {}, {})
+    yield from _with_fields(EMBEDDINGS, EMBEDDING_FIELDS)
+    for ids in ([vocab_size], [[1], [vocab_size + 7]]):
+        yield _request(EMBEDDINGS, "input", ids, {"input": ids})
+    yield _request(EMBEDDINGS, "nothing", {}, {})
 
 
 def _generate_requests(vocab_size: int) -> Iterator[HostileRequest]:
@@ -199,7 +247,7 @@ def _generate_requests(vocab_size: int) -> Iterator[HostileRequest]:
 def _with_fields(path: str, fields: dict[str, list[Any]]) -> Iterator[HostileRequest]:
     for name, values in fields.items():
         for value in values:
-            yield _request(path, name, value, GOOD[path] | {name: value})
+            yield _request(path, name, value, ALL_GOOD[path] | {name: value})
 
 
 def _request(path: str, field: str, value: Any, body: dict[str, Any]) -> HostileRequest:
@@ -207,7 +255,7 @@ def _request(path: str, field: str, value: Any, body: dict[str, Any]) -> Hostile
 
 
 def _broken_bodies(path: str) -> Iterator[HostileRequest]:
-    good = orjson.dumps(GOOD[path])
+    good = orjson.dumps(ALL_GOOD[path])
     bodies = {
         "empty": b"",
         "cut": good[:-3],
@@ -235,8 +283,11 @@ def _broken_bodies(path: str) -> Iterator[HostileRequest]:
 
 def _too_long(path: str, max_chars: int) -> Iterator[HostileRequest]:
     text = "ab " * (max_chars // 3)
-    field = {GENERATE: "text", COMPLETIONS: "prompt", CHAT: "messages"}[path]
+    fields = {COMPLETIONS: "prompt", CHAT: "messages", EMBEDDINGS: "input"}
+    field = fields.get(path, "text")
     value: Any = [{"role": "user", "content": text}] if path == CHAT else text
     yield HostileRequest(
-        f"{path} {len(text)} characters", path, orjson.dumps(GOOD[path] | {field: value})
+        f"{path} {len(text)} characters",
+        path,
+        orjson.dumps(ALL_GOOD[path] | {field: value}),
     )

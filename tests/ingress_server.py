@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -77,8 +77,14 @@ class Server:
 
 @asynccontextmanager
 async def server(
-    *, step_s: float = 0.0, is_open: bool = True, max_messages: int | None = None, **flags: Any
+    *,
+    step_s: float = 0.0,
+    is_open: bool = True,
+    max_messages: int | None = None,
+    vector_sizes: Sequence[int] = (),
+    **flags: Any,
 ) -> AsyncIterator[Server]:
+    """`vector_sizes`: the model gives vectors, and they can be so long."""
     engine = FakeEngine(step_s=step_s, max_messages=max_messages)
     config = ServerConfig(model_path="letters", **flags)
     model = ServedModel(
@@ -87,9 +93,11 @@ async def server(
         context_len=CONTEXT_LEN,
         tokenizer=LetterTokenizer(),
         chat_template=ChatTemplate(TEMPLATE),
+        vector_sizes=vector_sizes,
     )
+    options = {"context_len": CONTEXT_LEN, "is_pooled": bool(vector_sizes)}
     async with (
-        connected_front(engine, is_open=is_open, context_len=CONTEXT_LEN) as front,
+        connected_front(engine, is_open=is_open, **options) as front,
         aiohttp.ClientSession() as http,
     ):
         ingress = Ingress(config, model, front, FakePage())

@@ -6,10 +6,17 @@ import random
 from collections import deque
 
 import pytest
-from fake_worker import VOCAB, FakeMatcher, FakeWorker, expected_output, masked_output
+from fake_worker import (
+    VOCAB,
+    FakeMatcher,
+    FakeWorker,
+    expected_output,
+    masked_output,
+    vector_of,
+)
 
 from sgl.errors import PromptTooLongError
-from sgl.messages import Finish, Generate, StepResult, pack, unpack
+from sgl.messages import Embed, Finish, Generate, StepResult, pack, unpack
 from sgl.sampling_params import SamplingParams
 from sgl.scheduling.batcher import Batcher
 from sgl.scheduling.kv_store import KvStore
@@ -24,7 +31,7 @@ class Bench:
     def __init__(
         self, num_pages=64, page_size=1, max_step_tokens=16, max_rows=8, eos=(), depth=2, **options
     ):
-        self.worker = FakeWorker(num_pages, page_size)
+        self.worker = FakeWorker(num_pages, page_size, options.pop("gives_vectors", False))
         self.store = KvStore(num_pages, page_size, is_cached=options.pop("is_cached", True))
         limits = Limits(
             max_step_tokens=max_step_tokens,
@@ -38,6 +45,11 @@ class Bench:
         self.outputs: dict[int, list[int]] = {}
         self.finishes: dict[int, Finish] = {}
         self.num_cached: dict[int, int] = {}
+        self.vectors: dict[int, bytes] = {}
+
+    def embed(self, request_id, prompt, namespace=""):
+        self.outputs[request_id] = []
+        self.batcher.add(Embed(request_id, pack(prompt), namespace))
 
     def ask(self, request_id, prompt, max_new_tokens=4, matcher=None, **sampling):
         params = SamplingParams(max_new_tokens=max_new_tokens, **sampling)
@@ -71,6 +83,7 @@ class Bench:
             self.num_cached[delta.request_id] = delta.num_cached
             if delta.finish:
                 self.finishes[delta.request_id] = delta.finish
+                self.vectors[delta.request_id] = delta.vector
 
     def run_until_idle(self, max_steps=5000):
         for _ in range(max_steps):
@@ -463,3 +476,70 @@ def test_a_token_that_the_grammar_forbids_ends_the_request_alone():
     assert "token 1 is not allowed" in bench.finishes[1].message
     bench.run_until_idle()
     assert bench.outputs[2] == expected_output([4, 5], 5)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("page_size", [1, 4])
+def test_each_prompt_gets_its_own_vector(page_size, depth):
+    bench = Bench(page_size=page_size, depth=depth, gives_vectors=True, max_rows=3)
+    prompts = [list(range(20)), [7], [*range(19), 1], list(range(40)), [7], [3, 4]]
+    for number, prompt in enumerate(prompts):
+        bench.embed(number, prompt)
+    bench.run_until_idle()
+    assert bench.vectors == {number: vector_of(prompt) for number, prompt in enumerate(prompts)}
+    assert set(bench.finishes.values()) == {Finish("length", length=0)}
+    assert bench.num_cached[3] >= 16, "its beginning was computed for the first one"
+    assert bench.batcher.totals.num_output_tokens == 0
+
+
+def test_vectors_of_different_namespaces_share_nothing():
+    bench = Bench(gives_vectors=True)
+    for namespace in ("a", "b", "a"):
+        bench.embed(0, range(12), namespace)
+        bench.run_until_idle()
+        bench.finishes.clear()
+    assert bench.num_cached[0] == 11
+    assert bench.worker.num_tokens == 12 + 12 + 1
+
+
+def test_a_prompt_may_fill_all_memory_and_no_more():
+    bench = Bench(num_pages=16, gives_vectors=True)
+    with pytest.raises(PromptTooLongError):
+        bench.embed(0, range(17))
+    bench.embed(1, range(16))
+    bench.run_until_idle()
+    assert bench.vectors == {1: vector_of(range(16))}
+
+
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_vectors_under_pressure_while_clients_leave(is_cached):
+    chance = random.Random(5)
+    bench = Bench(
+        num_pages=60, page_size=2, max_step_tokens=24, gives_vectors=True, is_cached=is_cached
+    )
+    prompts = {
+        number: [chance.randrange(3) for _ in range(chance.randint(1, 100))]
+        for number in range(300)
+    }
+    for number, prompt in prompts.items():
+        bench.embed(number, prompt)
+        if chance.random() < 0.5:
+            bench.step()
+        if chance.random() < 0.3:
+            bench.leave(chance.randint(0, number))
+    bench.run_until_idle()
+    left = [number for number, finish in bench.finishes.items() if finish == LEFT]
+    assert 30 < len(left) < 150
+    for number, prompt in prompts.items():
+        if bench.finishes[number] != LEFT:
+            assert bench.vectors[number] == vector_of(prompt)
+    assert bench.store.num_available == bench.store.num_pages
+
+
+def test_a_vector_that_is_no_number_ends_its_request_only():
+    bench = Bench(gives_vectors=True)
+    bench.embed(1, [1, 2])
+    bench.embed(2, [3])
+    bench.step(lambda plan: StepResult(plan.step, b"", vectors=[b"", vector_of([3])]))
+    assert (bench.finishes[1].kind, bench.finishes[1].status) == ("abort", 500)
+    assert bench.vectors == {1: b"", 2: vector_of([3])}

@@ -36,6 +36,7 @@ from sgl.messages import (
     Chunk,
     Control,
     Drain,
+    Embed,
     EngineDied,
     EngineReady,
     Finish,
@@ -65,6 +66,7 @@ SAMPLING = SamplingParams(stop=("\n",), logit_bias={5: 1.5}, seed=-1)
 LOGPROBS = Logprobs(values=b"\0" * 8, top_ids=pack([1, 2]))
 MESSAGES = [
     Generate(1, pack([1, 2, 3]), SAMPLING, LogprobOptions(0, 2), "adapter", 3),
+    Embed(2, pack([1, 2]), "tenant"),
     Abort(1),
     Control(2, "flush_cache"),
     StartProfile(3, "20260101-120000", "traces", 5, ("CPU",)),
@@ -79,8 +81,10 @@ MESSAGES = [
     TokenMasks(7, pack([-1, 5])),
     WorkerReady(100),
     StepResult(7, pack([5]), [RowLogprobs(0, output=LOGPROBS)]),
+    StepResult(8, b"", vectors=[b"\0" * 16, b""]),
     OpenText(1, ("stop", "ende")),
     NewTokens([TokenDelta(1, pack([5]), Finish("stop", matched="ende"), 3, LOGPROBS)]),
+    NewTokens([TokenDelta(2, b"", Finish("length"), vector=b"\0" * 16)]),
     Stop(1),
     NewText([TextDelta(1, "größer", pack([5]), Finish("abort", message="no", status=499))]),
     Reply(2, True, "done"),

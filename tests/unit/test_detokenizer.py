@@ -297,3 +297,19 @@ def _check(opened: OpenText, ids: list[int], deltas: list[TextDelta]) -> None:
         assert all(len(unpack(delta.token_ids)) >= opened.interval for delta in deltas[:-1])
     else:
         assert len(deltas) == 1
+
+
+def test_a_vector_passes_unchanged_and_whole(bench):
+    vector, left = floats(0.25, -1.0, 3.0), Finish("abort", message="left", status=499)
+    bench.turn(OpenText(1, interval=0), OpenText(2, interval=0))
+    bench.turn(
+        NewTokens(
+            [tokens(finish=LENGTH, vector=vector, num_cached=4), tokens(finish=left, request_id=2)]
+        )
+    )
+    bench.receive()
+    [delta], [gone] = bench.texts[1], bench.texts[2]
+    assert (delta.vector, delta.finish, delta.num_cached) == (vector, LENGTH, 4)
+    assert (delta.text, delta.token_ids) == ("", b"")
+    assert (gone.vector, gone.finish) == (b"", left)
+    assert bench.detokenizer.num_streams == 0

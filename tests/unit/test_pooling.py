@@ -32,6 +32,7 @@ PROMPTS = [
     START[:17],
 ]
 MODES = {
+    "whole": {},
     "chunks of 16, pages of 4": {"max_step_tokens": 16, "page_size": 4},
     "no cache": {"max_step_tokens": 32, "is_cached": False},
 }
@@ -110,18 +111,12 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("case", "mode"),
-    [
-        *((case, "whole") for case in CASES),
-        *((case, mode) for case in ("mistral, windowed", "qwen2, reward") for mode in MODES),
-    ],
-)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", CASES)
 def test_vectors_are_those_of_transformers(tmp_path, case, mode):
     wanted = CASES[case](tmp_path / "model").numpy()
     assert wanted.std(axis=0).min() > 1e-3, "the prompts should differ"
-    options = MODES.get(mode, {})
-    bench = VectorBench(tmp_path / "model", is_embedding=True, **options)
+    bench = VectorBench(tmp_path / "model", is_embedding=True, **MODES[mode])
     assert bench.config.vector_size == wanted.shape[1]
     together = bench.vectors(PROMPTS)
     assert np.abs(together - wanted).max() <= TOLERANCE

@@ -6,7 +6,7 @@ import io
 import itertools
 import json
 
-from fake_worker import FakeMatcher, FakeWorker, expected_output, masked_output
+from fake_worker import FakeMatcher, FakeWorker, expected_output, masked_output, vector_of
 
 from sgl.actors.channel import LocalChannel
 from sgl.actors.scheduler import Scheduler
@@ -15,6 +15,7 @@ from sgl.errors import InvalidRequestError
 from sgl.messages import (
     Abort,
     Control,
+    Embed,
     Finish,
     Generate,
     NewTokens,
@@ -68,7 +69,9 @@ class FakeCompiler:
 class Bench:
     """The actor's neighbours: what they sent, and what they were told."""
 
-    def __init__(self, num_pages=64, text_room=None, trace=None, num_workers=1):
+    def __init__(
+        self, num_pages=64, text_room=None, trace=None, num_workers=1, gives_vectors=False
+    ):
         self.requests, self.stops, self.results = (LocalChannel() for _ in range(3))
         self.plans = [LocalChannel() for _ in range(num_workers)]
         self.text = LocalChannel(max_messages=text_room)
@@ -84,7 +87,7 @@ class Bench:
             log=StepLog(40, trace, Clock()),
             grammars=self.compiler,
         )
-        self.worker = FakeWorker(num_pages, 1)
+        self.worker = FakeWorker(num_pages, 1, gives_vectors)
         self.backlog = []
         self.masks = {}
         self.told = []
@@ -303,3 +306,33 @@ def test_only_rank_0_gets_masks():
     first, second = (channel.receiver.receive() for channel in bench.plans)
     assert [type(message) for message in first] == [StepPlan, TokenMasks, StepPlan]
     assert second == [message for message in first if isinstance(message, StepPlan)]
+
+
+def test_vectors_take_the_way_of_tokens():
+    bench = Bench(gives_vectors=True)
+    prompts = {1: [1, 2, 3], 2: list(range(40)), 3: [4]}
+    for request_id, prompt in prompts.items():
+        bench.requests.sender.send(Embed(request_id, pack(prompt)))
+    bench.requests.sender.send(Embed(4, pack(range(65))))
+    bench.run_until_idle()
+    assert [one for one in bench.told if isinstance(one, OpenText)] == [
+        OpenText(request_id, interval=0) for request_id in (1, 2, 3, 4)
+    ]
+    for request_id, prompt in prompts.items():
+        [delta] = bench.deltas(request_id)
+        assert (delta.vector, delta.token_ids) == (vector_of(prompt), b"")
+        assert delta.finish == Finish("length", length=0)
+    [refusal] = bench.deltas(4)
+    assert (refusal.finish.kind, refusal.finish.status) == ("abort", 400)
+
+
+def test_a_prompt_is_aborted_between_two_of_its_chunks():
+    bench = Bench(gives_vectors=True)
+    bench.requests.sender.send(Embed(1, pack(range(60))))
+    bench.turn()
+    bench.requests.sender.send(Abort(1))
+    bench.run_until_idle()
+    [delta] = bench.deltas(1)
+    assert (delta.finish.status, delta.vector) == (499, b"")
+    assert not bench.scheduler.batcher.requests
+    bench.scheduler.batcher.check()
