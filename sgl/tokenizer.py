@@ -29,7 +29,7 @@ ALWAYS_ENDS = ("<|eom_id|>",)  # Llama 3 ends a message with it, and no config f
 class Tokenizer:
     """A vocabulary, its special tokens and the model's chat template.
 
-    closing_id   what a text must end with that a vector is made of; None: whatever it ends with
+    closes_with_eos   the model's config says that a whole text ends with the end-of-sequence token
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Tokenizer:
         self.bos_token = bos_token
         self.eos_token = eos_token
         self.bos_id: int | None = fast.token_to_id(bos_token)
-        self.closing_id: int | None = fast.token_to_id(eos_token) if closes_with_eos else None
+        self.closes_with_eos = closes_with_eos
         self.chat_template = chat_template
         ends = [fast.token_to_id(token) for token in (eos_token, *ALWAYS_ENDS)]
         self.eos_ids = frozenset([*eos_ids, *(end for end in ends if end is not None)])
@@ -100,6 +100,13 @@ class Tokenizer:
     def adds_bos(self) -> bool:
         """Whether `encode` puts the beginning-of-sequence token in front."""
         return self.bos_id is not None and self.bos_id in self.encode("")[:1]
+
+    @cached_property
+    def closing_id(self) -> int | None:
+        """The token that ends a whole text, such as one to be embedded; None if there is none."""
+        eos_id: int | None = self._fast.token_to_id(self.eos_token)
+        is_added = self.encode("a")[-1:].tolist() == [eos_id]
+        return eos_id if is_added or self.closes_with_eos else None
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes the token adds to the text; none for an id that is not in the vocabulary."""

@@ -17,12 +17,11 @@ NUM_THREADS = 2
 
 
 class TextTokenizer(Vocabulary, Protocol):
-    """What the front needs of a tokenizer.
+    """What the front needs of a tokenizer."""
 
-    closing_id   what a text must end with that a vector is made of; None: whatever it ends with
-    """
-
-    closing_id: int | None
+    @property
+    def closing_id(self) -> int | None:
+        """The token that ends a whole text, such as one to be embedded; None if there is none."""
 
     def encode(self, text: str, add_special_tokens: bool = True) -> array[int]: ...
 
@@ -82,7 +81,17 @@ class PromptEncoder:
         tokenizer = self._tokenizer
         assert tokenizer is not None, "texts were refused before"
         ids = tokenizer.encode(prompt[: self._max_chars(limits)], call.add_special_tokens)
-        closing_id = tokenizer.closing_id
-        if call.wants_vectors and call.add_special_tokens and closing_id is not None:
-            ids.extend([closing_id] if ids[-1:].tolist() != [closing_id] else [])
+        is_whole = call.wants_vectors and call.add_special_tokens
+        if is_whole and (closing_id := tokenizer.closing_id) is not None:
+            return _closed(ids, closing_id, limits)
         return ids
+
+
+def _closed(ids: array[int], closing_id: int, limits: PromptLimits) -> array[int]:
+    """The ids of a text with the closing token at their end, even where they are cut."""
+    if ids[-1:].tolist() == [closing_id]:
+        ids.pop()
+    if limits.allow_auto_truncate:
+        ids = ids[: limits.max_prompt_len - 1]
+    ids.append(closing_id)
+    return ids

@@ -10,7 +10,7 @@ from array import array
 from typing import Any
 
 import pytest
-from fakes import FakeEngine, LetterTokenizer, connected_front, in_loop, until
+from fakes import FakeEngine, LetterTokenizer, connected_front, in_loop, until, vector_of
 
 from sgl.actors.front import Front
 from sgl.actors.prompt_limits import PromptLimits
@@ -22,6 +22,7 @@ from sgl.errors import (
     RequestError,
 )
 from sgl.protocol.call import Answer, GenerationCall, PromptCall
+from sgl.protocol.encode import encode_request
 from sgl.protocol.native import generate_request
 from sgl.sampling_params import SamplingParams
 
@@ -321,6 +322,58 @@ def test_the_longest_prompt_leaves_room_for_one_token(num_tokens: int, is_taken:
     else:
         with pytest.raises(PromptTooLongError, match=str(num_tokens)):
             LIMITS.cut(ids)
+
+
+@pytest.mark.parametrize(("num_tokens", "is_taken"), [(80, True), (81, False)])
+def test_a_prompt_without_an_answer_needs_no_room_for_one(num_tokens: int, is_taken: bool) -> None:
+    limits = PromptLimits(context_len=100, max_request_tokens=80, vocab_size=256, min_answer_len=0)
+    ids = array("i", [1] * num_tokens)
+    if is_taken:
+        assert limits.cut(ids) == ids
+    else:
+        with pytest.raises(PromptTooLongError, match="exceeds the maximum allowed length \\(80"):
+            limits.cut(ids)
+
+
+class ClosingTokenizer(LetterTokenizer):
+    closing_id = 4
+
+
+@pytest.mark.parametrize(
+    ("text", "cut_to", "wanted"),
+    [("ab", 4096, [97, 98, 4]), ("ab\4", 4096, [97, 98, 4]), ("abcdef", 4, [97, 98, 99, 4])],
+)
+@in_loop
+async def test_a_text_to_embed_ends_with_the_closing_token(
+    text: str, cut_to: int, wanted: list[int]
+) -> None:
+    engine = FakeEngine()
+    options = {"is_pooled": True, "context_len": cut_to, "allow_auto_truncate": True}
+    async with connected_front(engine, tokenizer=ClosingTokenizer(), **options) as front:
+        [answer] = await answers_of(front, encode_request({"text": text}).call)
+        assert answer.prompt_ids.tolist() == wanted
+        plain = {"text": text[:2], "add_special_tokens": False}
+        [answer] = await answers_of(front, encode_request(plain).call)
+        assert answer.prompt_ids.tolist() == [97, 98]
+        [answer] = await answers_of(front, encode_request({"input_ids": [97, 98]}).call)
+        assert answer.prompt_ids.tolist() == [97, 98]
+
+
+@in_loop
+async def test_only_what_the_model_gives_can_be_asked_for() -> None:
+    engine = FakeEngine()
+    async with connected_front(engine, is_pooled=True) as front:
+        [answer] = await answers_of(front, encode_request({"text": "ab", "cache_salt": "s"}).call)
+        assert answer.vector == vector_of([97, 98])
+        assert (answer.num_cached, answer.failure) == (1, None)
+        assert engine.embedded[0].namespace == "s"
+        with pytest.raises(InvalidRequestError, match="gives vectors of texts"):
+            await front.submit(call_for("a"))
+        assert front.num_live == 0
+    async with connected_front(engine) as front:
+        with pytest.raises(InvalidRequestError, match="--is-embedding"):
+            await front.submit(encode_request({"text": "a"}).call)
+    assert engine.seen == []
 
 
 def test_truncation_keeps_the_beginning() -> None:
