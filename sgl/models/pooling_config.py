@@ -60,7 +60,7 @@ def _check_causal(fields: Fields) -> None:
 
 
 def _check_own_code(fields: Fields) -> None:
-    """gte-Qwen2 and GritLM bring a network that is not causal, and no entry that says so."""
+    """Older revisions of gte-Qwen2 bring a network that is not causal, and no entry says so."""
     if "AutoModel" not in fields.table("auto_map") or "is_causal" in fields:
         return
     raise ConfigError(
