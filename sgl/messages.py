@@ -1,6 +1,6 @@
 """Every message between two processes. One union per ring; a reader's decoder is built from it.
 
-    ingress ── Generate Embed Abort ─────▶ scheduler ── StepPlan ──▶ worker (one ring per rank)
+    ingress ── Generate Embed Abort ────▶ scheduler ── StepPlan ──▶ worker (one ring per rank)
        ▲       Control Start-, StopProfile │   ▲  ▲    TokenMasks      │
        │                                   │   │  │    Start-, StopProfile
        │                                   │   │  └── WorkerReady StepResult Reply (rank 0)

@@ -38,14 +38,15 @@ class VectorBench:
         page_size: int = 1,
         max_step_tokens: int = 256,
         is_cached: bool = True,
+        device: torch.device = CPU,
     ) -> None:
         self.model, self.config = load_model(
-            folder, dtype="float32", device=CPU, tp=TensorParallel(), is_embedding=is_embedding
+            folder, dtype="float32", device=device, tp=TensorParallel(), is_embedding=is_embedding
         )
         num_pages = NUM_TOKENS // page_size
-        formats = {"dtype": torch.float32, "model_dtype": torch.float32, "device": CPU}
+        formats = {"dtype": torch.float32, "model_dtype": torch.float32, "device": device}
         cache = KvCache(self.model.attention_layers, num_pages, page_size, **formats)
-        table = RequestTable(NUM_ROWS, num_pages, self.config.vocab_size, CPU)
+        table = RequestTable(NUM_ROWS, num_pages, self.config.vocab_size, device)
         attention = make_attention(self.model.attention_layers, cache)
         self.runner = Runner(self.model, table, attention, TensorParallel())
         self.runner.warm_up(20)

@@ -152,6 +152,11 @@ def test_harmless_values_of_refused_options_are_let_through():
     assert ServerConfig.from_kwargs(dp_size=1, lora_paths=[], is_embedding=False) == ServerConfig()
 
 
+def test_vectors_are_asked_for_by_the_flag_of_sglang():
+    assert ServerConfig.from_argv(["--is-embedding"]).is_embedding
+    assert not ServerConfig().is_embedding
+
+
 def test_accepted_options_change_nothing():
     for row in ACCEPTED:
         for name in row.names:

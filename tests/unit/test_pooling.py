@@ -232,13 +232,15 @@ def test_prompts_that_do_not_fit_into_memory_fail_alone(tmp_path, monkeypatch):
         ({"use_bidirectional_attention": True}, "not served: use an embedding model with causal"),
         ({"auto_map": {"AutoModel": "modeling_qwen.Qwen2Model"}}, "code of its own"),
         ({"architectures": ["LlamaForSequenceClassification"], "is_causal": False}, "is_causal"),
+        ({"gguf_pooling_type": 1}, "by pooling 'mean'"),
+        ({"gguf_pooling_type": 9}, "by pooling '9'"),
     ],
 )
 def test_models_that_make_vectors_in_another_way_are_refused(tmp_path, changes, reason):
     write_config(tmp_path, **changes)
     with pytest.raises(ConfigError, match=reason):
         ModelConfig.load(tmp_path, is_embedding=True)
-    as_ours = {"is_causal": True, "use_bidirectional_attention": False}
+    as_ours = {"is_causal": True, "use_bidirectional_attention": False, "gguf_pooling_type": 3}
     assert ModelConfig.load(tmp_path, as_ours, is_embedding=True).is_pooled
 
 
