@@ -6,7 +6,7 @@ regex, json_schema, ebnf, structural tags ──▶ Grammar ──▶ one text t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -141,12 +141,6 @@ def _check_depth(schema: Any) -> None:
         if not level:
             return
     raise _refused(GrammarKind.JSON_SCHEMA, f"it is nested deeper than {MAX_DEPTH} levels")
-
-
-def _inside(item: Any) -> Iterable[Any]:
-    if isinstance(item, dict):
-        return item.values()
-    return item if isinstance(item, list) else ()
 
 
 def _refused(kind: GrammarKind, why: str) -> InvalidRequestError:
