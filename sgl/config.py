@@ -245,6 +245,16 @@ class ServerConfig:
     disable_overlap_schedule: bool = flag(
         "wait for each step before planning the next", default=False
     )
+    disable_jump_forward: bool = flag(
+        "sample the text that a grammar forces token by token",
+        default=False,
+        aliases=("--disable-regex-jump-forward",),
+    )
+    constrained_json_whitespace_pattern: str = flag(
+        "regular expression of the space in answers under a JSON schema, wherever JSON allows any",
+        default="[ ]?",
+        metavar="REGEX",
+    )
 
     log_level: str = flag(
         "least severe messages to log",

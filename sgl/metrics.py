@@ -45,6 +45,10 @@ class SchedulerStatus(Protocol):
     @property
     def num_retractions(self) -> float: ...
     @property
+    def num_jumped_tokens(self) -> float: ...
+    @property
+    def num_saved_passes(self) -> float: ...
+    @property
     def num_steps(self) -> float: ...
 
 
@@ -138,9 +142,12 @@ class Metrics(Collector):
             gauge = GaugeMetricFamily(PREFIX + name, text, labels=list(self._labels))
             gauge.add_metric(list(self._labels.values()), value)
             yield gauge
-        yield self._counter(
-            "num_retractions", "Times a request lost its KV.", status.num_retractions
-        )
+        for name, text, count in (
+            ("num_retractions", "Times a request lost its KV.", status.num_retractions),
+            ("jump_forward_tokens", "Tokens that were forced.", status.num_jumped_tokens),
+            ("jump_forward_passes_saved", "Passes not needed for them.", status.num_saved_passes),
+        ):
+            yield self._counter(name, text, count)
 
     def _counters(self) -> Iterator[Metric]:
         counts = self._counts

@@ -28,7 +28,10 @@ class GrammarKind(StrEnum):
 
 
 class Grammar(msgspec.Struct, frozen=True, array_like=True):
-    """What an answer must match, in the language of llguidance; made by constrained/grammar.py."""
+    """What an answer must match; made by constrained/grammar.py.
+
+    text  a JSON schema, or a grammar in the language of llguidance
+    """
 
     kind: GrammarKind
     text: str

@@ -20,7 +20,7 @@ from sgl.actors.channel import Poller, Receiver, Sender
 from sgl.actors.status_page import SchedulerStatus, StatusPage
 from sgl.actors.step_log import StepLog, open_trace
 from sgl.constrained.compiler import Compiled, GrammarCompiler
-from sgl.constrained.matcher import GrammarVocabulary, Matcher
+from sgl.constrained.matcher import GrammarVocabulary, Matcher, check_json_space
 from sgl.errors import InvalidRequestError, RequestError
 from sgl.messages import (
     Abort,
@@ -248,6 +248,8 @@ class Scheduler:
             num_prefill_tokens=totals.num_prefill_tokens,
             num_cached_tokens=totals.num_cached_tokens,
             num_output_tokens=totals.num_output_tokens,
+            num_jumped_tokens=totals.num_jumped_tokens,
+            num_saved_passes=totals.num_saved_passes,
         )
 
     def _flush_cache(self, call_id: int) -> Reply:
@@ -263,6 +265,7 @@ class Scheduler:
 
 def run(context: Context) -> None:
     """The process: wait for the workers, then turn for ever."""
+    check_json_space(context.config.constrained_json_whitespace_pattern)
     requests = context.receiver("ingress->scheduler", IngressToScheduler)
     stops = context.receiver("detokenizer->scheduler", DetokenizerToScheduler)
     results = context.receiver("worker0->scheduler", WorkerToScheduler)
@@ -315,6 +318,7 @@ def _make_batcher(context: Context, eos_ids: frozenset[int], num_pages: int) -> 
         conservativeness=config.schedule_conservativeness,
         eos_ids=eos_ids,
         seed=context.bootstrap.random_seed,
+        jumps_forward=not config.disable_jump_forward,
     )
 
 
@@ -325,7 +329,12 @@ def _vocabulary(
         raise InvalidRequestError(
             "grammars need the tokenizer, and this server runs without one (--skip-tokenizer-init)"
         )
-    return GrammarVocabulary(tokenizer.to_json(), context.model_config.vocab_size, eos_ids)
+    return GrammarVocabulary(
+        tokenizer.to_json(),
+        context.model_config.vocab_size,
+        eos_ids,
+        json_space=context.config.constrained_json_whitespace_pattern,
+    )
 
 
 def _wait_for_worker(results: Receiver[WorkerToScheduler]) -> int:

@@ -31,6 +31,8 @@ class SchedulerStatus(msgspec.Struct, frozen=True):
     num_prefill_tokens: float = 0
     num_cached_tokens: float = 0
     num_output_tokens: float = 0
+    num_jumped_tokens: float = 0
+    num_saved_passes: float = 0
 
 
 _GAUGES = SchedulerStatus.__struct_fields__

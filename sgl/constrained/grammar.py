@@ -46,11 +46,10 @@ def _from_regex(source: str | dict[str, Any]) -> str:
 
 def _from_json_schema(source: str | dict[str, Any]) -> str:
     schema = {} if source == ANY_JSON else _json(GrammarKind.JSON_SCHEMA, source)
+    if isinstance(schema, bool):
+        schema = {} if schema else {"not": {}}
     _check_depth(schema)
-    # one optional space where JSON allows any: a model cannot go on with spaces for ever
-    return LLMatcher.grammar_from_json_schema(
-        json.dumps(schema), defaults={"whitespace_pattern": "[ ]?"}
-    )
+    return json.dumps(schema)
 
 
 def _from_ebnf(source: str | dict[str, Any]) -> str:

@@ -10,14 +10,17 @@ Axes: W words of a mask, a bit for each id of the vocabulary
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from sgl.errors import InvalidRequestError
-from sgl.sampling_params import Grammar
+from sgl.errors import ConfigError, InvalidRequestError
+from sgl.sampling_params import Grammar, GrammarKind
 
+JSON_SPACE = "[ ]?"  # a model cannot go on with spaces for ever
 MAX_ERROR_CHARS = 300
+MAX_REWRITTEN = 4096  # answers under one grammar are forced to the same text again and again
 LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,  # 20 ms
     step_lexer_fuel=100_000,  # of a mask: 7 ms
@@ -34,10 +37,29 @@ class GrammarVocabulary:
     Thread-safe; made once (half a second).
     """
 
-    def __init__(self, tokenizer_json: str, vocab_size: int, end_ids: Iterable[int]) -> None:
-        """`vocab_size` is that of the logits: ids beyond the tokenizer's are never allowed."""
+    def __init__(
+        self,
+        tokenizer_json: str,
+        vocab_size: int,
+        end_ids: Iterable[int],
+        json_space: str = JSON_SPACE,
+    ) -> None:
+        """`vocab_size` is that of the logits: ids beyond the tokenizer's are never allowed.
+
+        json_space  regular expression of what may stand wherever JSON allows space
+        """
         self.tokenizer = LLTokenizer(tokenizer_json, n_vocab=vocab_size, eos_token=sorted(end_ids))
         self.num_words = -(-vocab_size // 32)
+        self.json_space = json_space
+        self.rewritten = lru_cache(MAX_REWRITTEN)(self._rewritten)
+
+    def _rewritten(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """The tokens that the tokenizer makes of their text, in 0.3 ms; special ones stay."""
+        if any(map(self.tokenizer.is_special_token, ids)):
+            return ids
+        text = self.tokenizer.decode_bytes(list(ids))
+        written = self.tokenizer.tokenize_bytes(text)
+        return tuple(written) if self.tokenizer.decode_bytes(written) == text else ids
 
 
 class CompiledGrammar:
@@ -45,14 +67,18 @@ class CompiledGrammar:
 
     def __init__(self, grammar: Grammar, vocabulary: GrammarVocabulary) -> None:
         """Raises InvalidRequestError where it is wrong, not supported or too large."""
-        problem = LLMatcher.validate_grammar(grammar.text, vocabulary.tokenizer, limits=LIMITS)
+        text = grammar.text
+        if grammar.kind == GrammarKind.JSON_SCHEMA:
+            text = _json_grammar(text, vocabulary.json_space)
+        problem = LLMatcher.validate_grammar(text, vocabulary.tokenizer, limits=LIMITS)
         if not problem:
-            self._fresh = LLMatcher(vocabulary.tokenizer, grammar.text, limits=LIMITS, log_level=0)
+            self._fresh = LLMatcher(vocabulary.tokenizer, text, limits=LIMITS, log_level=0)
             problem = self._fresh.get_error() if self._fresh.is_error() else ""
         if problem:
             shown = " ".join(problem.split())[:MAX_ERROR_CHARS]
             raise InvalidRequestError(f"{grammar.kind}: {shown}", param=grammar.kind)
         self.vocabulary = vocabulary
+        self._fresh.compute_ff_tokens()  # builds the part of the lexer that every matcher begins in
 
     def matcher(self) -> Matcher:
         return Matcher(self._fresh.deep_copy(), self.vocabulary)
@@ -63,6 +89,7 @@ class Matcher:
 
     def __init__(self, matcher: LLMatcher, vocabulary: GrammarVocabulary) -> None:
         self._matcher = matcher
+        self._vocabulary = vocabulary
         self.num_words = vocabulary.num_words
 
     def take(self, ids: Sequence[int]) -> bool:
@@ -82,6 +109,20 @@ class Matcher:
         """The tokens that must come next, as the tokenizer writes their text; often none."""
         return list(self._matcher.compute_ff_tokens())
 
+    def rewrite(self, ids: list[int]) -> list[int]:
+        """The last tokens that were taken, as the tokenizer itself writes their text."""
+        written = list(self._vocabulary.rewritten(tuple(ids)))
+        if written != ids:
+            self.take_back(len(ids))
+            if not self.take(written):
+                self.take(ids)
+                return ids
+        return written
+
+    def take_back(self, num_tokens: int) -> None:
+        """Forget the last tokens that were taken."""
+        self._matcher.rollback(num_tokens)
+
     @property
     def may_end(self) -> bool:
         """Whether what was taken matches the whole grammar."""
@@ -96,3 +137,17 @@ class Matcher:
     def error(self) -> str:
         """Why it cannot go on, if a limit was met on the way; else nothing."""
         return self._matcher.get_error() if self._matcher.is_error() else ""
+
+
+def check_json_space(pattern: str) -> None:
+    """Raises ConfigError for a pattern that no answer can be written with."""
+    if problem := LLMatcher.validate_grammar(_json_grammar("{}", pattern), limits=LIMITS):
+        shown = " ".join(problem.split())[:MAX_ERROR_CHARS]
+        raise ConfigError(
+            f"--constrained-json-whitespace-pattern {pattern!r} cannot be used: {shown}. "
+            f"Give a regular expression such as {JSON_SPACE!r}"
+        )
+
+
+def _json_grammar(schema: str, space: str) -> str:
+    return LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": space})

@@ -34,6 +34,7 @@ from sgl.messages import (
     pack,
     unpack,
 )
+from sgl.scheduling import jump_forward
 from sgl.scheduling.admission import Admission
 from sgl.scheduling.kv_store import KvStore
 from sgl.scheduling.limits import Limits, PromptBudget
@@ -51,6 +52,8 @@ class Totals:
     num_cached_tokens: int = 0
     num_output_tokens: int = 0
     num_retractions: int = 0
+    num_jumped_tokens: int = 0  # taken without sampling them
+    num_saved_passes: int = 0  # of a request: jumped tokens, less those sampled for nothing
     num_finished: int = 0
     num_aborted: int = 0
 
@@ -67,11 +70,13 @@ class Batcher:
         conservativeness: float = 1.0,
         eos_ids: AbstractSet[int] = frozenset(),
         seed: int = 0,
+        jumps_forward: bool = True,
     ) -> None:
         self.store = store
         self.limits = limits
         self.policy = policy
         self.eos_ids = eos_ids
+        self.jumps_forward = jumps_forward
         self.rng = random.Random(seed)
         self.admission = Admission(store, conservativeness)
         self.requests: dict[RequestId, Request] = {}
@@ -102,6 +107,8 @@ class Batcher:
             matcher=matcher,
         )
         self._num_arrived += 1
+        if self.jumps_forward:
+            self._count_jump(jump_forward.begin(request), num_dropped=0)
         self.requests[request.request_id] = request
         self.waiting.append(request)
 
@@ -119,7 +126,7 @@ class Batcher:
             return None
         self.admission.relax()
         decodes, growing, page_ids = self._plan_decodes()
-        step = Step(self.totals.num_steps, [_decode_part(request) for request in decodes])
+        step = Step(self.totals.num_steps, _decode_parts(decodes))
         admitted: list[NewRow] = []
         chunks = list(self._plan_chunks(step, admitted, num_decodes=len(decodes)))
         if not step.parts:
@@ -147,8 +154,8 @@ class Batcher:
         step = self.in_flight[0]
         masked, step.masked = step.masked, []
         words_MW = np.full((len(masked), masked[0][2].num_words), -1, np.int32)
-        for words_W, (_, request, matcher) in zip(words_MW, masked, strict=True):
-            if not request.is_finished:  # else the step is one too many, and anything will do
+        for words_W, (_, part, matcher) in zip(words_MW, masked, strict=True):
+            if part.is_wanted:  # else the step is one too many, and anything will do
                 matcher.write_mask(words_W)
         return TokenMasks(step.number, words_MW.tobytes())
 
@@ -167,7 +174,7 @@ class Batcher:
         token_ids = iter(unpack(result.token_ids))
         for index, part in enumerate(step.parts):
             token_id = next(token_ids) if part.is_sampled else None
-            if not part.request.is_finished:
+            if part.is_wanted:
                 delta = self._commit_part(part, token_id, logprobs.get(index))
                 deltas += [delta] if delta else []
         return deltas
@@ -210,11 +217,15 @@ class Batcher:
     def _plan_chunks(self, step: Step, admitted: list[NewRow], num_decodes: int) -> Iterator[Chunk]:
         """Prefill in what is left beside the decodes: first what was begun, then new requests."""
         begun = [request for request in self.running if request.is_prefilling]
+        begun.sort(key=lambda request: not request.has_stale_row)  # streams that jump: a few tokens
         budget = self.limits.prompt_budget(num_decodes, len(self.waiting) + len(begun))
         for request in begun:
             if budget.is_spent:
                 return
+            row = self._new_row(request) if request.has_stale_row else None
             if chunk := self._chunk(step, request, budget):
+                if row:
+                    self._renew_row(request, row, admitted)
                 yield chunk
         for request in self._candidates(budget):
             admitted.append(self._admit(request))
@@ -251,10 +262,19 @@ class Batcher:
         if request.num_cached < 0:
             request.num_cached = request.num_in_tree
             self.totals.num_cached_tokens += request.num_in_tree
+        return self._new_row(request)
+
+    def _renew_row(self, request: Request, row: NewRow, admitted: list[NewRow]) -> None:
+        """Have the worker give the row of a request that jumped up, and take it again."""
+        self._released_rows.append(row.row)
+        admitted.append(row)
+        request.has_stale_row = False
+
+    def _new_row(self, request: Request) -> NewRow:
         sampling = request.sampling
         return NewRow(
             row=request.row,
-            num_cached=request.num_in_tree,
+            num_cached=request.num_planned,
             pages=request.pages.tobytes(),
             sampling=sampling,
             seed=request.seed,
@@ -280,7 +300,7 @@ class Batcher:
         request.num_sampled += is_sampled
         request.is_prefilling = not is_end
         self.totals.num_prefill_tokens += end - start
-        step.parts.append(Part(request, request.num_retractions, end, is_sampled, is_prefill=True))
+        step.parts.append(Part.of(request, is_sampled=is_sampled, is_prefill=True))
         has_next = end < request.prompt_len
         return Chunk(
             row=request.row,
@@ -303,15 +323,16 @@ class Batcher:
         request = part.request
         if part.epoch == request.num_retractions:
             request.num_computed = part.end
-        finish, new_ids = None, b""
+        finish = None
         if token_id is None:
             if request.max_new_tokens == 0 and part.end == request.prompt_len:
                 finish = Finish("length", length=0)
         elif token_id < 0:
             finish = Finish("abort", message="the model's output is not a number", status=500)
         else:
-            finish, new_ids = request.accept(token_id), token_id.to_bytes(4, "little", signed=True)
-            self.totals.num_output_tokens += 1
+            finish = self._accept(request, token_id)
+        new_ids = request.tell()
+        self.totals.num_output_tokens += len(new_ids) // 4
         input_logprobs = logprobs.input if logprobs else None
         if part.is_prefill and request.logprobs and request.next_logprob < request.prompt_len:
             if request.next_logprob == 0:
@@ -319,7 +340,7 @@ class Batcher:
             request.next_logprob = min(part.end + 1, request.prompt_len)
         if finish:
             self._end(request, finish)
-        elif part.is_prefill and part.epoch == request.num_retractions:
+        elif part.is_prefill and part.epoch == request.num_retractions and not request.num_jumps:
             self.store.share(request)
         if not (finish or new_ids or input_logprobs):
             return None
@@ -331,6 +352,22 @@ class Batcher:
             input_logprobs,
             logprobs.output if logprobs else None,
         )
+
+    def _accept(self, request: Request, token_id: int) -> Finish | None:
+        """Take a sampled token, and what its grammar forces after it."""
+        finish = request.accept(token_id)
+        if finish or not self.jumps_forward:
+            return finish
+        num_dropped = int(request.is_waiting_for_token)
+        jumped = jump_forward.jump(request)
+        if jumped is None:
+            return None
+        self._count_jump(jumped.num_tokens, num_dropped)
+        return jumped.finish
+
+    def _count_jump(self, num_tokens: int, num_dropped: int) -> None:
+        self.totals.num_jumped_tokens += num_tokens
+        self.totals.num_saved_passes += num_tokens - num_dropped
 
     def _fail(self, parts: list[Part], error: str) -> list[TokenDelta]:
         """These parts of a step left nothing: their requests end, the others never notice."""
@@ -378,7 +415,7 @@ class Batcher:
         heappush(self._free_rows, request.row)
         self._released_rows.append(request.row)
         request.row = -1
-        request.is_prefilling = False
+        request.is_prefilling = request.has_stale_row = False
 
     def _take_released(self) -> bytes:
         released, self._released_rows = self._released_rows, []
@@ -401,6 +438,5 @@ class Batcher:
         return request.token_ids[request.prompt_len :].tobytes()
 
 
-def _decode_part(request: Request) -> Part:
-    end = request.num_planned
-    return Part(request, request.num_retractions, end, is_sampled=True, is_prefill=False)
+def _decode_parts(requests: list[Request]) -> list[Part]:
+    return [Part.of(request, is_sampled=True, is_prefill=False) for request in requests]

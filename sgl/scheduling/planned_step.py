@@ -12,14 +12,32 @@ from sgl.scheduling.request import Request
 class Part(NamedTuple):
     """One request's share of a step: after it, KV of `end` tokens is there.
 
-    epoch  num_retractions when planned; another one now means its KV is gone
+    epoch      num_retractions when planned; another one now means its KV is gone
+    num_jumps  of the request when planned; another number now means its token is not wanted
     """
 
     request: Request
     epoch: int
+    num_jumps: int
     end: int
     is_sampled: bool
     is_prefill: bool
+
+    @classmethod
+    def of(cls, request: Request, *, is_sampled: bool, is_prefill: bool) -> Part:
+        """Of a request for which the step is counted as planned already."""
+        return cls(
+            request,
+            request.num_retractions,
+            request.num_jumps,
+            request.num_planned,
+            is_sampled,
+            is_prefill,
+        )
+
+    @property
+    def is_wanted(self) -> bool:
+        return self.num_jumps == self.request.num_jumps and not self.request.is_finished
 
 
 @dataclass(slots=True)
@@ -31,13 +49,13 @@ class Step:
 
     number: int
     parts: list[Part] = field(default_factory=list)
-    masked: list[tuple[int, Request, Matcher]] = field(default_factory=list)
+    masked: list[tuple[int, Part, Matcher]] = field(default_factory=list)
 
     def find_masked(self) -> None:
         """Once all parts are there."""
-        sampled = (part.request for part in self.parts if part.is_sampled)
+        sampled = (part for part in self.parts if part.is_sampled)
         self.masked = [
-            (index, request, request.matcher)
-            for index, request in enumerate(sampled)
-            if request.matcher is not None
+            (index, part, part.request.matcher)
+            for index, part in enumerate(sampled)
+            if part.request.matcher is not None
         ]

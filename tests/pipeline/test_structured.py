@@ -151,6 +151,7 @@ def test_a_wrong_grammar_is_refused_and_harms_nobody(engine):
     assert engine.generate("x", {"regex": "ab|cd", "temperature": 0})["text"] in ("ab", "cd")
 
 
+@pytest.mark.alone
 def test_the_next_plan_is_sent_before_the_tokens_that_its_masks_need(tmp_path):
     trace = tmp_path / "steps.jsonl"
     sampling = {"temperature": 0, "max_new_tokens": 120, "regex": "[a-z ]{1000}"}

@@ -10,6 +10,8 @@ import pytest
 from pipeline.server import ACTORS, Server, start_streams, wait_until
 from toy import toy_flags
 
+pytestmark = pytest.mark.alone
+
 TIMEOUT_S = 3.0
 SLOW_TIMEOUT_S = 10.0  # half of it is left, on a busy machine too, once the stacks are dumped
 TOLD_AFTER_S = 5.0
