@@ -34,19 +34,17 @@ class FakeMatcher:
     """A grammar: after a token that divides by three an even one must come, else an odd one; it
     ends with `last`.
 
-    opening   what it begins with
-    runs      every so many numbers there is one that three others must follow
-    rewrites  a number that begins such a run is written as another, OTHER above it
+    opening  what it begins with
+    runs     every so many numbers there is one that three others must follow
     """
 
-    num_words = 5
+    num_words = 2
     error = ""
 
-    def __init__(self, last=-1, *, opening=(), runs=0, rewrites=False) -> None:
+    def __init__(self, last=-1, *, opening=(), runs=0) -> None:
         self.last = last
         self.opening = list(opening)
         self.runs = runs
-        self.rewrites = rewrites
         self.taken: list[int] = []
 
     @property
@@ -56,7 +54,7 @@ class FakeMatcher:
     def forced(self) -> list[int]:
         left = self.opening
         for token_id in self.taken:
-            left = left[1:] or self._run(token_id % OTHER)
+            left = left[1:] or self._run(token_id)
         return left
 
     def take(self, ids) -> bool:
@@ -69,16 +67,10 @@ class FakeMatcher:
     def take_back(self, num_tokens: int) -> None:
         del self.taken[len(self.taken) - num_tokens :]
 
-    def rewrite(self, ids) -> list[int]:
-        if not self.rewrites:
-            return list(ids)
-        self.taken[-len(ids)] = ids[0] + OTHER
-        return self.taken[-len(ids) :]
-
     def allowed(self) -> list[int]:
         if forced := self.forced():
             return forced[:1]
-        before = self.taken[-1] % OTHER if self.taken else 0
+        before = self.taken[-1] if self.taken else 0
         return [token_id for token_id in range(VOCAB) if token_id % 2 == (before % 3 != 0)]
 
     def write_mask(self, words_W: np.ndarray) -> None:
@@ -91,19 +83,13 @@ class FakeMatcher:
         return [(begin + step) % VOCAB for step in (20, 23, 26)]
 
 
-OTHER = 2 * VOCAB
-
-
 def masked_output(prompt, max_new_tokens, last=-1, **options) -> list[int]:
     """What a request with this grammar must get."""
     matcher = FakeMatcher(last, **options)
     while len(matcher.taken) < max_new_tokens and not matcher.has_ended:
         token = next_allowed(next_token([*prompt, *matcher.taken]), matcher.allowed())
         assert matcher.take([token])
-        if len(matcher.taken) < max_new_tokens and (run := matcher.forced()):
-            assert matcher.take(run)
-            matcher.rewrite([token, *run])
-    return matcher.taken[:max_new_tokens]
+    return matcher.taken
 
 
 def next_allowed(token: int, allowed: list[int]) -> int:

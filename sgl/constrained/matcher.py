@@ -10,7 +10,6 @@ Axes: W words of a mask, a bit for each id of the vocabulary
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -20,7 +19,6 @@ from sgl.sampling_params import Grammar, GrammarKind
 
 JSON_SPACE = "[ ]?"  # a model cannot go on with spaces for ever
 MAX_ERROR_CHARS = 300
-MAX_REWRITTEN = 4096  # answers under one grammar are forced to the same text again and again
 LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,  # 20 ms
     step_lexer_fuel=100_000,  # of a mask: 7 ms
@@ -51,15 +49,6 @@ class GrammarVocabulary:
         self.tokenizer = LLTokenizer(tokenizer_json, n_vocab=vocab_size, eos_token=sorted(end_ids))
         self.num_words = -(-vocab_size // 32)
         self.json_space = json_space
-        self.rewritten = lru_cache(MAX_REWRITTEN)(self._rewritten)
-
-    def _rewritten(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        """The tokens that the tokenizer makes of their text, in 0.3 ms; special ones stay."""
-        if any(map(self.tokenizer.is_special_token, ids)):
-            return ids
-        text = self.tokenizer.decode_bytes(list(ids))
-        written = self.tokenizer.tokenize_bytes(text)
-        return tuple(written) if self.tokenizer.decode_bytes(written) == text else ids
 
 
 class CompiledGrammar:
@@ -89,7 +78,6 @@ class Matcher:
 
     def __init__(self, matcher: LLMatcher, vocabulary: GrammarVocabulary) -> None:
         self._matcher = matcher
-        self._vocabulary = vocabulary
         self.num_words = vocabulary.num_words
 
     def take(self, ids: Sequence[int]) -> bool:
@@ -106,18 +94,11 @@ class Matcher:
         self._matcher.unsafe_compute_mask_ptr(words_W.ctypes.data, words_W.nbytes)
 
     def forced(self) -> list[int]:
-        """The tokens that must come next, as the tokenizer writes their text; often none."""
-        return list(self._matcher.compute_ff_tokens())
+        """The tokens that must come next, as the tokenizer writes their text; often none.
 
-    def rewrite(self, ids: list[int]) -> list[int]:
-        """The last tokens that were taken, as the tokenizer itself writes their text."""
-        written = list(self._vocabulary.rewritten(tuple(ids)))
-        if written != ids:
-            self.take_back(len(ids))
-            if not self.take(written):
-                self.take(ids)
-                return ids
-        return written
+        A tail that could be the beginning of a longer token is left out.
+        """
+        return list(self._matcher.compute_ff_tokens())
 
     def take_back(self, num_tokens: int) -> None:
         """Forget the last tokens that were taken."""

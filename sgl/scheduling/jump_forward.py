@@ -1,13 +1,15 @@
 """Jump-forward: text that a grammar forces is computed in one pass, not sampled token by token.
 
-    the step N samples t; the grammar leaves only one way to go on, the text f
-    its text is tokenized again, with that of t:      … t f f f  ──▶  … t' f' f'
-    the step N + 1, in flight, has computed t and samples what follows: dropped
-    the step N + 2 computes the chunk t' f' f' and samples after it
+    step N samples t; the grammar leaves only one way to go on: the tokens f f f
+    step N + 1, in flight, computes t and samples what follows: dropped
+    step N + 2 computes the chunk t f f f and samples after it
 
-Only t may be replaced: nobody was told of it yet, and the prompt is never touched. A tail of f that
-could be the beginning of a longer token is left to be sampled. The idea is that of the compressed
-finite state machine (https://lmsys.org/blog/2024-02-05-compressed-fsm), on the grammar's bytes.
+The idea is that of the compressed finite state machine
+(https://lmsys.org/blog/2024-02-05-compressed-fsm), on a grammar of bytes. Across the seam on the
+right, a tail of the forced text that could be the beginning of a longer token is left to be
+sampled. On the left, the token that was sampled stays, unlike there: written anew together with
+what follows it, the text often begins with a token that the model finds far less likely, and every
+fourth greedy answer goes another way (docs/adr/0014).
 """
 
 from __future__ import annotations
@@ -36,13 +38,12 @@ def jump(request: Request) -> Jump | None:
     forced = matcher.forced()
     if len(forced) < LEAST_FORCED or not matcher.take(forced):
         return None
-    sampled = request.token_ids.pop()
     num_known = request.num_output
-    finish = request.append([sampled, *forced])
+    finish = request.append(forced)
     request.plan_anew()
     if finish is None and matcher.has_ended:
         finish = Finish("stop")
-    return Jump(request.num_output - num_known - 1, finish)
+    return Jump(request.num_output - num_known, finish)
 
 
 def begin(request: Request) -> int:

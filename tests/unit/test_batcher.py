@@ -466,11 +466,10 @@ def test_a_token_that_the_grammar_forbids_ends_the_request_alone():
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize("rewrites", [False, True])
 @pytest.mark.parametrize("page_size", [1, 4])
-def test_forced_tokens_are_taken_in_one_step(page_size, rewrites, depth):
+def test_forced_tokens_are_taken_in_one_step(page_size, depth):
     rng = random.Random(depth)
-    options = {"runs": 8, "rewrites": rewrites}
+    options = {"runs": 8}
     pool = {"num_pages": 64 // page_size, "page_size": page_size, "conservativeness": 0.1}
     bench = Bench(depth=depth, **pool)
     wanted = {}

@@ -9,6 +9,8 @@ import select
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import decoders, models, normalizers, trainers
 
 from sgl.constrained import compiler as compiler_module
 from sgl.constrained.compiler import GrammarCompiler
@@ -138,6 +140,36 @@ def test_forced_tokens_are_those_of_the_tokenizer(tokenizer, vocabulary):
     assert matcher.take(forced)
     assert matcher.forced() == []
     assert not matcher.may_end
+
+
+def test_forced_tokens_of_a_vocabulary_of_pieces():
+    """As SentencePiece's: spaces are part of the pieces, and bytes stand for unknown letters."""
+    made = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    made.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1),
+        ]
+    )
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, show_progress=False)
+    made.train_from_iterator(["the name of the house is the name"] * 20, trainer)
+    vocabulary = GrammarVocabulary(made.to_str(), made.get_vocab_size(), [2])
+    compiled = CompiledGrammar(
+        parse_grammar(Kind.REGEX, "the name[ö]ß of (a|b)x is ?!"), vocabulary
+    )
+    matcher = compiled.matcher()
+    text = ""
+    while not matcher.has_ended:
+        forced = matcher.forced() or [vocabulary.tokenizer.tokenize_bytes(b"a")[-1]]
+        assert matcher.take(forced)
+        text += vocabulary.tokenizer.decode_bytes(forced).decode()
+    assert text in ("the nameöß of ax is!", "the nameöß of ax is !")
 
 
 def test_matchers_of_one_grammar_go_their_own_ways(tokenizer, vocabulary):
