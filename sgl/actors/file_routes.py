@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from functools import wraps
-from typing import TypeAlias
 from urllib.parse import quote
 
 from aiohttp import web
 
 from sgl.actors.access import Level
 from sgl.actors.batches import Batches
+from sgl.actors.endpoint import Endpoint, Handler
 from sgl.actors.file_store import FileStore
 from sgl.actors.gate import Gate
 from sgl.actors.http_body import read_body, receive_file
@@ -26,9 +25,6 @@ logger = logging.getLogger(__name__)
 MAX_BATCH_BODY_BYTES = 2**17
 NUM_LISTED_BATCHES = 20  # unless the client says how many
 
-Handler: TypeAlias = "Callable[[web.Request], Awaitable[web.StreamResponse]]"
-Route: TypeAlias = "tuple[str, str, Level, Handler]"
-
 
 class FileRoutes:
     """The handlers, and which is where and for whom. All clients see the same files."""
@@ -38,19 +34,22 @@ class FileRoutes:
         self._batches = batches
         self._gate = gate
 
-    def table(self) -> list[Route]:
-        rows: list[tuple[str, str, Handler]] = [
-            ("POST", "/v1/files", self.upload),
-            ("GET", "/v1/files", self.list_files),
-            ("GET", "/v1/files/{id}", self.one_file),
-            ("DELETE", "/v1/files/{id}", self.delete_file),
-            ("GET", "/v1/files/{id}/content", self.content),
-            ("POST", "/v1/batches", self.create_batch),
-            ("GET", "/v1/batches", self.list_batches),
-            ("GET", "/v1/batches/{id}", self.one_batch),
-            ("POST", "/v1/batches/{id}/cancel", self.cancel_batch),
+    def table(self) -> list[Endpoint]:
+        rows = [
+            ("POST", "/v1/files", self.upload, "Store a file"),
+            ("GET", "/v1/files", self.list_files, "All files, page by page"),
+            ("GET", "/v1/files/{id}", self.one_file, "What is known of a file"),
+            ("DELETE", "/v1/files/{id}", self.delete_file, "Delete a file"),
+            ("GET", "/v1/files/{id}/content", self.content, "The bytes of a file"),
+            ("POST", "/v1/batches", self.create_batch, "Answer all lines of a file"),
+            ("GET", "/v1/batches", self.list_batches, "All batches, page by page"),
+            ("GET", "/v1/batches/{id}", self.one_batch, "How far a batch is"),
+            ("POST", "/v1/batches/{id}/cancel", self.cancel_batch, "End a batch early"),
         ]
-        return [(method, path, Level.API, _tells_of_disk(row)) for method, path, row in rows]
+        return [
+            Endpoint(method, path, Level.API, _tells_of_disk(handler), summary)
+            for method, path, handler, summary in rows
+        ]
 
     async def upload(self, request: web.Request) -> web.StreamResponse:
         record = await receive_file(request, self._files)

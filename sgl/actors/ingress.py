@@ -26,12 +26,12 @@ from sgl.actors.batch_share import BatchShare
 from sgl.actors.batches import Batches
 from sgl.actors.channel import Inbox, TickSender
 from sgl.actors.connections import ExpectMalformed, HeaderDeadline, StallWatch
+from sgl.actors.endpoint import Handler, register
 from sgl.actors.file_routes import FileRoutes
 from sgl.actors.file_store import FileStore
 from sgl.actors.front import Front, FrontOptions
 from sgl.actors.gate import Gate, Phase
 from sgl.actors.middlewares import (
-    Handler,
     add_headers,
     check_access,
     errors_as_json,
@@ -95,7 +95,7 @@ class Ingress:
             BatchShare.of(max_running=max_running, max_live=front.max_live),
             max_line_bytes=int(config.max_body_mb * 1e6),
         )
-        routes = Routes(
+        self.routes = Routes(
             config,
             model,
             front,
@@ -106,8 +106,9 @@ class Ingress:
             metrics=Metrics(front.counts, page, config.model_name),
             stall=self._stall,
         )
+        self.app = self._application(access)
         self._runner = web.AppRunner(
-            self._application(routes, access),
+            self.app,
             handler_cancellation=True,
             access_log=None,
             keepalive_timeout=KEEPALIVE_S,
@@ -162,9 +163,9 @@ class Ingress:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _application(self, routes: Routes, access: Access) -> web.Application:
+    def _application(self, access: Access) -> web.Application:
         app = web.Application(client_max_size=int(self._config.max_body_mb * 1e6))
-        levels = routes.add_to(app)
+        levels = register(app, self.routes.table())
         app.middlewares.append(name_request)
         app.middlewares.append(self._mark_served)
         if self._config.log_requests:

@@ -12,7 +12,8 @@ from aiohttp import web
 
 from sgl.actors.access import Access, Level
 from sgl.actors.connections import StallWatch
-from sgl.actors.file_routes import FileRoutes, Route
+from sgl.actors.endpoint import Endpoint
+from sgl.actors.file_routes import FileRoutes
 from sgl.actors.front import Front
 from sgl.actors.gate import Gate
 from sgl.actors.http_answer import answer_call
@@ -78,38 +79,41 @@ class Routes:
         self._calls = calls
         self._files = files
 
-    def add_to(self, app: web.Application) -> dict[web.AbstractResource, Level]:
-        """Register all of them; says the level of each, for the check of access."""
-        levels: dict[web.AbstractResource, Level] = {}
-        for methods, path, level, handler in self._table():
-            resource = app.router.add_resource(path)
-            levels[resource] = level
-            for method in methods.split():
-                resource.add_route(method, handler)
-        return levels
-
-    def _table(self) -> list[Route]:
+    def table(self) -> list[Endpoint]:
+        public, api, admin = Level.PUBLIC, Level.API, Level.ADMIN
         return [
-            ("GET", "/health", Level.PUBLIC, self.ready),
-            ("GET", "/health/ready", Level.PUBLIC, self.ready),
-            ("GET", "/health/live", Level.PUBLIC, self.live),
-            ("GET", "/health_generate", Level.PUBLIC, self.health_generate),
-            ("GET", "/metrics", Level.PUBLIC, self.metrics),
-            ("POST PUT", "/generate", Level.API, self.generate),
-            ("POST", "/v1/completions", Level.API, self.completions),
-            ("POST", "/v1/chat/completions", Level.API, self.chat_completions),
-            ("GET", "/v1/models", Level.API, self.models),
-            ("GET", "/v1/models/{id:.+}", Level.API, self.one_model),
-            ("GET", "/get_model_info", Level.API, self.model_info),
-            ("GET", "/get_server_info", Level.API, self.server_info),
-            ("GET", "/get_server_args", Level.API, self.server_info),
-            ("POST", "/tokenize", Level.API, self.tokenize),
-            ("POST", "/detokenize", Level.API, self.detokenize),
-            ("POST", "/abort_request", Level.API, self.abort_request),
+            Endpoint("GET", "/health", public, self.ready, "200 when requests are taken"),
+            Endpoint("GET", "/health/ready", public, self.ready, "The same as /health"),
+            Endpoint("GET", "/health/live", public, self.live, "503 when the engine is dead"),
+            Endpoint(
+                "GET",
+                "/health_generate",
+                public,
+                self.health_generate,
+                "200 when the engine makes a token in time",
+            ),
+            Endpoint("GET", "/metrics", public, self.metrics, "Metrics for Prometheus"),
+            Endpoint("POST PUT", "/generate", api, self.generate, "Go on from one prompt or many"),
+            Endpoint("POST", "/v1/completions", api, self.completions, "Go on from prompts"),
+            Endpoint("POST", "/v1/chat/completions", api, self.chat_completions, "Answer a chat"),
+            Endpoint("GET", "/v1/models", api, self.models, "The model, as a list of one"),
+            Endpoint("GET", "/v1/models/{id:.+}", api, self.one_model, "The model of this name"),
+            Endpoint("GET", "/get_model_info", api, self.model_info, "Where the model is from"),
+            Endpoint("GET", "/get_server_info", api, self.server_info, "Limits and settings"),
+            Endpoint("GET", "/get_server_args", api, self.server_info, "Limits and settings"),
+            Endpoint("POST", "/tokenize", api, self.tokenize, "Text to token ids"),
+            Endpoint("POST", "/detokenize", api, self.detokenize, "Token ids to text"),
+            Endpoint("POST", "/abort_request", api, self.abort_request, "End a request, or all"),
             *self._files.table(),
-            ("GET POST", "/flush_cache", Level.ADMIN, self.flush_cache),
-            ("GET POST", "/start_profile", Level.ADMIN, self.start_profile),
-            ("GET POST", "/stop_profile", Level.ADMIN, self.stop_profile),
+            Endpoint(
+                "GET POST", "/flush_cache", admin, self.flush_cache, "Forget all cached prefixes"
+            ),
+            Endpoint(
+                "GET POST", "/start_profile", admin, self.start_profile, "Record the next steps"
+            ),
+            Endpoint(
+                "GET POST", "/stop_profile", admin, self.stop_profile, "Write what was recorded"
+            ),
         ]
 
     async def ready(self, request: web.Request) -> web.Response:
