@@ -39,7 +39,8 @@ from sgl.actors.middlewares import (
     name_request,
 )
 from sgl.actors.openai_calls import OpenAiCalls, ServedModel
-from sgl.actors.routes import Routes, generate_quietly
+from sgl.actors.routes import Routes
+from sgl.actors.state_routes import StateRoutes, generate_quietly
 from sgl.config import ServerConfig
 from sgl.errors import ConfigError, EngineError
 from sgl.messages import DetokenizerToIngress, Drain, EngineDied, SupervisorToIngress
@@ -95,16 +96,16 @@ class Ingress:
             BatchShare.of(max_running=max_running, max_live=front.max_live),
             max_line_bytes=int(config.max_body_mb * 1e6),
         )
+        metrics = Metrics(front.counts, page, config.model_name)
         self.routes = Routes(
             config,
             model,
             front,
             calls=calls,
             files=FileRoutes(files, self._batches, self._gate),
+            state=StateRoutes(front, self._gate, metrics, self._stall),
             gate=self._gate,
             access=access,
-            metrics=Metrics(front.counts, page, config.model_name),
-            stall=self._stall,
         )
         self.app = self._application(access)
         self._runner = web.AppRunner(
