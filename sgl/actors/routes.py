@@ -76,7 +76,7 @@ class Routes:
         self._state = state
         self._files = files
         self._admin = AdminRoutes(front)
-        self._description = describe(self.table(), _version(), access.keys_of)
+        self.described = describe(self.table(), _version(), access.keys_of)
 
     def table(self) -> list[Endpoint]:
         return [
@@ -184,7 +184,7 @@ class Routes:
         ]
 
     async def description(self, request: web.Request) -> web.Response:
-        return json_response(self._description)
+        return json_response(self.described)
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         self._gate.check()
@@ -251,8 +251,12 @@ class Routes:
     async def detokenize(self, request: web.Request) -> web.Response:
         body = convert(parse_fields(await self._body(request)), DetokenizeBody)
         ids = id_array(body.tokens, "tokens")
-        if min(ids) < 0:
-            raise InvalidRequestError(f"tokens holds the id {min(ids)}", param="tokens")
+        if max(ids) >= self._front.vocab_size:
+            raise InvalidRequestError(
+                f"tokens holds the id {max(ids)}, the vocabulary has ids from 0 to "
+                f"{self._front.vocab_size - 1}",
+                param="tokens",
+            )
         decode = self._model.need_tokenizer().decode
         return json_response(
             {"text": await asyncio.to_thread(decode, ids, body.skip_special_tokens)}
@@ -273,7 +277,7 @@ class Routes:
     async def _body(self, request: web.Request) -> bytes:
         return await read_body(request, self._max_body_bytes)
 
-    def _card(self, name: str) -> dict[str, Any]:
+    def _card(self, name: str) -> ModelCard:
         return model_card(name, self._started, self._model.context_len)
 
 

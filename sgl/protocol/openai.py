@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from sgl.errors import RequestError
 from sgl.messages import Finish
+from sgl.protocol.answers import ModelCard, ModelList, OpenAiError, Usage
 from sgl.protocol.body import MAX_RID_CHARS, MAX_SALT_CHARS, Name, Salt, check_name
 from sgl.protocol.call import Answer
 from sgl.protocol.openai_grammar import GrammarBody
@@ -59,6 +60,7 @@ class SamplingBody(GrammarBody, kw_only=True):
     max_tokens    of an answer
     min_tokens    end-of-sequence and stop tokens are masked until so many are out
     stream        answer with server-sent events
+    stream_options   what a stream tells besides
     user          not looked at
     rid           your name for the request, for /abort_request; drawn if not given
     cache_salt    prompts with different salts never share cached KV
@@ -127,7 +129,7 @@ class Frame:
     reports_cached: bool
     includes_usage: bool
 
-    def around(self, kind: str, choices: list[Any], usage: dict[str, Any] | None) -> dict[str, Any]:
+    def around(self, kind: str, choices: list[Any], usage: Usage | None) -> dict[str, Any]:
         return {
             "id": self.id,
             "object": kind,
@@ -137,7 +139,7 @@ class Frame:
             "usage": usage,
         }
 
-    def usage(self, answers: Sequence[Answer], n: int) -> dict[str, Any]:
+    def usage(self, answers: Sequence[Answer], n: int) -> Usage:
         """Token counts; a prompt counts once, however many samples were drawn."""
         num_prompt = sum(len(answer.prompt_ids) for answer in answers[::n])
         num_completion = sum(len(answer.output_ids) for answer in answers)
@@ -185,17 +187,17 @@ def stop_fields(finish: Finish | None) -> dict[str, Any]:
     }
 
 
-def openai_error(error: RequestError) -> dict[str, Any]:
+def openai_error(error: RequestError) -> OpenAiError:
     return error_body(str(error), error.kind, param=error.param, code=error.code)
 
 
 def error_body(
     message: str, kind: str, *, param: str | None = None, code: str | None = None
-) -> dict[str, Any]:
+) -> OpenAiError:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def model_card(name: str, created: int, context_len: int) -> dict[str, Any]:
+def model_card(name: str, created: int, context_len: int) -> ModelCard:
     return {
         "id": name,
         "object": "model",
@@ -207,5 +209,5 @@ def model_card(name: str, created: int, context_len: int) -> dict[str, Any]:
     }
 
 
-def model_list(cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def model_list(cards: Sequence[ModelCard]) -> ModelList:
     return {"object": "list", "data": list(cards)}

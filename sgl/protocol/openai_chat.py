@@ -52,7 +52,10 @@ class Template(Protocol):
 
 
 class ContentPart(msgspec.Struct, kw_only=True):
-    """A piece of a message; their texts are joined."""
+    """A piece of a message; their texts are joined.
+
+    type, text   this server takes text only
+    """
 
     type: Annotated[str, one_of("text")]
     text: str | None = None
