@@ -31,7 +31,7 @@ class JsonSchemaFormat(msgspec.Struct, kw_only=True):
 
 
 class ResponseFormat(msgspec.Struct, kw_only=True):
-    """OpenAI's.
+    """What the answer must match, as OpenAI has it.
 
     type         text: no constraint; json_object: any JSON object
     json_schema  with type json_schema
@@ -45,7 +45,7 @@ class ResponseFormat(msgspec.Struct, kw_only=True):
 
 
 class StructuredOutputs(msgspec.Struct, kw_only=True):
-    """vLLM's; one field of these.
+    """What the answer must match, as vLLM has it: one of these.
 
     json            a JSON schema, as an object or as text
     regex           the whole answer matches it
@@ -74,7 +74,8 @@ class GrammarBody(msgspec.Struct, kw_only=True):
     structural_tag      {"structures": [{"begin", "schema", "end"}], "triggers": [...]}, also as
                         text: free text, but after a trigger a structure must follow
     structured_outputs  what the answer must match, as vLLM has it
-    guided_json, guided_regex, guided_choice, guided_grammar   older names of vLLM for these
+    guided_json, guided_regex, guided_choice, guided_grammar   vLLM's older names for
+                        fields of structured_outputs
     """
 
     response_format: ResponseFormat | None = None

@@ -13,7 +13,7 @@ from sgl.sampling_params import TokenId
 class TokenizeBody(msgspec.Struct, kw_only=True):
     """A text; null means not given.
 
-    text, prompt         two names for it; one is needed
+    text, prompt         two names for the text; one is needed
     add_special_tokens   as the tokenizer does for a prompt
     """
 
