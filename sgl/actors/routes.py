@@ -1,6 +1,6 @@
 """Every HTTP route: one table, and the handlers of the rows that are about the model.
 
-StateRoutes, FileRoutes, AdminRoutes ── rows ──▶ Routes ──▶ the application, /openapi.json
+StateRoutes, FileRoutes, EngineRoutes ── rows ──▶ Routes ──▶ the application, /openapi.json
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 from aiohttp import web
 
 from sgl.actors.access import Access, Level
-from sgl.actors.admin_routes import AdminRoutes
 from sgl.actors.endpoint import GENERATION, Endpoint, Handler
+from sgl.actors.engine_routes import EngineRoutes
 from sgl.actors.file_routes import FileRoutes
 from sgl.actors.front import Front
 from sgl.actors.gate import Gate
@@ -75,7 +75,7 @@ class Routes:
         self._calls = calls
         self._state = state
         self._files = files
-        self._admin = AdminRoutes(front)
+        self._engine = EngineRoutes(front)
         self.described = describe(self.table(), _version(), access.keys_of)
 
     def table(self) -> list[Endpoint]:
@@ -85,7 +85,7 @@ class Routes:
             *self._model_routes(),
             *self._token_routes(),
             *self._files.table(),
-            *self._admin.table(),
+            *self._engine.table(),
             Endpoint(
                 "GET",
                 "/openapi.json",

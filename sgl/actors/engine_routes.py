@@ -1,4 +1,4 @@
-"""The routes that change what the server does."""
+"""The routes that tell the engine to forget its cache, and to record what it does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sgl.protocol.profile import ProfileRequest
 MAX_BODY_BYTES = 2**16
 
 
-class AdminRoutes:
+class EngineRoutes:
     """The handlers, and which is where. Raised is what the engine refuses."""
 
     def __init__(self, front: Front) -> None:
