@@ -36,6 +36,7 @@ format: $(DEV_STAMP)
 
 docs: $(SERVE_STAMP)
 	$(PYTHON_IN_VENV) scripts/flags_doc.py
+	$(PYTHON_IN_VENV) scripts/parameters_doc.py
 
 $(SERVE_STAMP): setup.cfg pyproject.toml constraints.txt scripts/install
 	scripts/install $(VENV)

@@ -21,6 +21,7 @@ Device: TypeAlias = Literal["cuda", "cpu"]
 
 DEMO_MODEL_NAME = "SmolLM2-135M-Instruct"
 
+_KEYS = ("api_key", "admin_api_key")
 _PICKLED = "such checkpoints are unpickled, which can run code; convert them to safetensors"
 _LATER = "comes with a later release; use auto"
 
@@ -97,6 +98,9 @@ class ServerConfig:
         env="ADMIN_API_KEY",
         is_secret=True,
         metavar="KEY",
+    )
+    admin_api_key_file: str | None = flag(
+        "file that holds the admin key, which `ps` then does not show", metavar="FILE"
     )
     max_body_mb: float = flag("largest request body, in MB", default=64.0, low=0.001)
     file_storage_path: str | None = flag(
@@ -283,7 +287,7 @@ class ServerConfig:
                 "--chat-template needs the tokenizer: leave out one of --chat-template and "
                 "--skip-tokenizer-init"
             )
-        for key in ("api_key", "admin_api_key"):
+        for key in _KEYS:
             if getattr(self, key) == "":
                 raise ConfigError(f"--{key.replace('_', '-')} is empty: leave it out or give a key")
         _read_overrides(self.json_model_override_args)
@@ -299,8 +303,9 @@ class ServerConfig:
         if path := values.get("config_file"):
             values = OPTIONS.parse_values(_read_file(str(path))) | values
         inherited = from_environment(FIELD_OPTIONS, os.environ)
-        if "api_key_file" in values:
-            inherited.pop("api_key", None)
+        for key in _KEYS:
+            if f"{key}_file" in values:
+                inherited.pop(key, None)
         return cls._from_values(inherited | values)
 
     @classmethod
@@ -311,10 +316,12 @@ class ServerConfig:
     @classmethod
     def _from_values(cls, values: Mapping[str, Value]) -> ServerConfig:
         known: dict[str, Any] = dict(values)
-        if path := known.get("api_key_file"):
-            if known.get("api_key"):
-                raise ConfigError("--api-key and --api-key-file are both given: leave out one")
-            known["api_key"] = _read_text(path, "--api-key-file").strip()
+        for key in _KEYS:
+            name = f"--{key.replace('_', '-')}"
+            if path := known.get(f"{key}_file"):
+                if known.get(key):
+                    raise ConfigError(f"{name} and {name}-file are both given: leave out one")
+                known[key] = _read_text(path, f"{name}-file").strip()
         return cls(**known)
 
     @property

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import queue
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +106,27 @@ async def server(
         finally:
             ingress.receive([Drain(0.0, 0.0)])
             await task
+
+
+@contextmanager
+def in_thread(**flags: Any) -> Iterator[Server]:
+    """A server on a thread of its own, for clients that block."""
+    made: queue.Queue[tuple[Server, asyncio.AbstractEventLoop, asyncio.Event]] = queue.Queue()
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        async with server(**flags) as s:
+            made.put((s, asyncio.get_running_loop(), stop))
+            await stop.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    running, loop, stop = made.get(timeout=10)
+    try:
+        yield running
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
 
 
 async def is_ready(server: Server) -> None:

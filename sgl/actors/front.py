@@ -121,6 +121,10 @@ class Front:
         return self._options.max_live_requests
 
     @property
+    def vocab_size(self) -> int:
+        return self._options.vocab_size
+
+    @property
     def is_dead(self) -> bool:
         return self._death is not None
 

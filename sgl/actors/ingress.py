@@ -26,12 +26,12 @@ from sgl.actors.batch_share import BatchShare
 from sgl.actors.batches import Batches
 from sgl.actors.channel import Inbox, TickSender
 from sgl.actors.connections import ExpectMalformed, HeaderDeadline, StallWatch
+from sgl.actors.endpoint import Handler, register
 from sgl.actors.file_routes import FileRoutes
 from sgl.actors.file_store import FileStore
 from sgl.actors.front import Front, FrontOptions
 from sgl.actors.gate import Gate, Phase
 from sgl.actors.middlewares import (
-    Handler,
     add_headers,
     check_access,
     errors_as_json,
@@ -39,7 +39,8 @@ from sgl.actors.middlewares import (
     name_request,
 )
 from sgl.actors.openai_calls import OpenAiCalls, ServedModel
-from sgl.actors.routes import Routes, generate_quietly
+from sgl.actors.routes import Routes
+from sgl.actors.state_routes import StateRoutes, generate_quietly
 from sgl.config import ServerConfig
 from sgl.errors import ConfigError, EngineError
 from sgl.messages import DetokenizerToIngress, Drain, EngineDied, SupervisorToIngress
@@ -95,19 +96,20 @@ class Ingress:
             BatchShare.of(max_running=max_running, max_live=front.max_live),
             max_line_bytes=int(config.max_body_mb * 1e6),
         )
-        routes = Routes(
+        metrics = Metrics(front.counts, page, config.model_name)
+        self.routes = Routes(
             config,
             model,
             front,
             calls=calls,
             files=FileRoutes(files, self._batches, self._gate),
+            state=StateRoutes(front, self._gate, metrics, self._stall),
             gate=self._gate,
             access=access,
-            metrics=Metrics(front.counts, page, config.model_name),
-            stall=self._stall,
         )
+        self.app = self._application(access)
         self._runner = web.AppRunner(
-            self._application(routes, access),
+            self.app,
             handler_cancellation=True,
             access_log=None,
             keepalive_timeout=KEEPALIVE_S,
@@ -162,9 +164,9 @@ class Ingress:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _application(self, routes: Routes, access: Access) -> web.Application:
+    def _application(self, access: Access) -> web.Application:
         app = web.Application(client_max_size=int(self._config.max_body_mb * 1e6))
-        levels = routes.add_to(app)
+        levels = register(app, self.routes.table())
         app.middlewares.append(name_request)
         app.middlewares.append(self._mark_served)
         if self._config.log_requests:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -14,14 +14,13 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from sgl.actors.access import Access, Level
+from sgl.actors.endpoint import Handler
 from sgl.errors import EngineError, RequestError, UnauthorizedError
 from sgl.protocol.call import CLIENT_ABORT_STATUS
 from sgl.protocol.native_reply import native_error
 from sgl.protocol.openai import error_body, openai_error
 
 logger = logging.getLogger(__name__)
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 MAX_ID_CHARS = 128
 RETRY_AFTER_S = 1

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from sgl.constrained.grammar import one_grammar
 from sgl.errors import InvalidRequestError
@@ -17,16 +18,18 @@ from sgl.messages import LogprobOptions, pack
 from sgl.protocol.body import (
     MAX_RID_CHARS,
     MAX_SALT_CHARS,
-    MAX_TOP_LOGPROBS,
+    Name,
+    NumTopLogprobs,
+    Salt,
     check_name,
     check_num_prompts,
-    check_sizes,
     convert,
     id_array,
     parse_fields,
     refuse_unsupported,
 )
 from sgl.protocol.call import GenerationCall, Prompt, PromptCall
+from sgl.protocol.sampling_schema import SamplingFields
 from sgl.sampling_params import Grammar, GrammarKind, SamplingParams
 
 MAX_CHOSEN_IDS = 1024  # of token_ids_logprob
@@ -41,24 +44,40 @@ NOT_YET = (
 )
 NOT_YET_SAMPLING = ("custom_params",)
 
+StartLen = Annotated[int, Meta(ge=-1)]
+
 T = TypeVar("T")
 
 
 class GenerateBody(msgspec.Struct, kw_only=True):
-    """The fields of `/generate` and their JSON types; null means not given."""
+    """The fields of `/generate` and their JSON types; null means not given.
+
+    text                     the prompt; a list gives a list of answers, in order
+    input_ids                token ids instead of text
+    sampling_params          how to go on; a list has one for each prompt
+    rid                      your name for a prompt, for /abort_request; drawn if not given
+    return_logprob           tell log-probabilities; they are of the model's own distribution
+    logprob_start_len        of the prompt too, from this position on; -1: of the answer only
+    top_logprobs_num         and of so many of the likeliest tokens in each place
+    token_ids_logprob        and of these ids, at most 1024, in each place
+    return_text_in_logprobs  tell the texts of these tokens
+    return_hidden_states     not supported: must be false
+    stream                   answer with server-sent events
+    cache_salt               prompts with different salts never share cached KV
+    """
 
     text: str | list[str] | None = None
     input_ids: list[int | list[int]] | None = None
-    sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None
-    rid: str | list[str] | None = None
-    return_logprob: bool | list[bool] | None = None
-    logprob_start_len: int | list[int] | None = None
-    top_logprobs_num: int | list[int] | None = None
+    sampling_params: SamplingFields | list[SamplingFields] | None = None
+    rid: Name | list[Name] | None = None
+    return_logprob: bool | list[bool] | None = False
+    logprob_start_len: StartLen | list[StartLen] | None = -1
+    top_logprobs_num: NumTopLogprobs | list[NumTopLogprobs] | None = 0
     token_ids_logprob: list[int | list[int]] | None = None
-    return_text_in_logprobs: bool | None = None
-    return_hidden_states: bool | None = None
-    stream: bool | None = None
-    cache_salt: str | None = None
+    return_text_in_logprobs: bool | None = False
+    return_hidden_states: bool | None = False
+    stream: bool | None = False
+    cache_salt: Salt | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +183,6 @@ def _samplings(value: Any, num: int | None) -> list[_Sampling]:
 
 def _sampling(fields: dict[str, Any]) -> _Sampling:
     refuse_unsupported(fields, NOT_YET_SAMPLING)
-    check_sizes(fields)
     others = {*NOT_YET_SAMPLING, *GrammarKind}
     known = {name: value for name, value in fields.items() if name not in others}
     is_explicit = fields.get("max_new_tokens") is not None
@@ -203,16 +221,6 @@ def _chosen_ids(value: list[int | list[int]] | None, num: int | None) -> list[li
 
 
 def _checked_options(start_len: int, top_num: int, token_ids: list[int]) -> LogprobOptions:
-    if start_len < -1:
-        raise InvalidRequestError(
-            f"logprob_start_len must be -1 or a position of the prompt, got {start_len}",
-            param="logprob_start_len",
-        )
-    if not 0 <= top_num <= MAX_TOP_LOGPROBS:
-        raise InvalidRequestError(
-            f"top_logprobs_num must be from 0 to {MAX_TOP_LOGPROBS}, got {top_num}",
-            param="top_logprobs_num",
-        )
     if len(token_ids) > MAX_CHOSEN_IDS:
         raise InvalidRequestError(
             f"token_ids_logprob may name {MAX_CHOSEN_IDS} ids, got {len(token_ids)}",

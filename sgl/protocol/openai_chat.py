@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
+from msgspec import Meta
 
 from sgl.errors import InvalidRequestError
 from sgl.messages import LogprobOptions
-from sgl.protocol.body import MAX_TOP_LOGPROBS, convert, parse_fields, refuse_unsupported
+from sgl.protocol.body import NumTopLogprobs, convert, one_of, parse_fields, refuse_unsupported
 from sgl.protocol.call import GenerationCall, PromptCall
 from sgl.protocol.chat_template import PROVIDED_NAMES
 from sgl.protocol.openai import (
@@ -20,10 +21,10 @@ from sgl.protocol.openai import (
     Server,
     frame,
     namespace,
-    refuse_range,
     sampling_params,
 )
 from sgl.protocol.openai_grammar import grammar_of
+from sgl.sampling_params import NumTokens, Temperature
 
 DEFAULT_TEMPERATURE = 0.7
 MAX_MESSAGES = 4096
@@ -51,11 +52,23 @@ class Template(Protocol):
 
 
 class ContentPart(msgspec.Struct, kw_only=True):
-    type: str
+    """A piece of a message; their texts are joined.
+
+    type, text   this server takes text only
+    """
+
+    type: Annotated[str, one_of("text")]
     text: str | None = None
 
 
 class Message(msgspec.Struct, kw_only=True):
+    """One message of a chat.
+
+    role     developer is another word for system
+    content  only an assistant's message may have none
+    name, tool_calls, tool_call_id   for the chat template
+    """
+
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
     name: str | None = None
@@ -64,15 +77,28 @@ class Message(msgspec.Struct, kw_only=True):
 
 
 class ChatBody(SamplingBody, kw_only=True):
-    """The fields of `/v1/chat/completions` besides the shared ones."""
+    """The fields of `/v1/chat/completions` besides the shared ones.
 
-    messages: list[Message] | None = None
-    max_completion_tokens: int | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
+    messages               the chat so far; a last one of the assistant is continued
+    max_tokens             of an answer; if not given, it may fill the context
+    max_completion_tokens  the newer name of max_tokens, which it wins over
+    logprobs               tell the log-probability of each token
+    top_logprobs           and of so many of the likeliest ones in its place; needs logprobs
+    tools, tool_choice     not supported yet: with tools, tool_choice must be "none"
+    chat_template_kwargs   variables for the chat template
+    """
+
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    temperature: Temperature | None = DEFAULT_TEMPERATURE
+    max_completion_tokens: NumTokens | None = None
+    logprobs: bool | None = False
+    top_logprobs: NumTopLogprobs | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    chat_template_kwargs: dict[str, str | int | float | bool | None] | None = None
+    chat_template_kwargs: (
+        Annotated[dict[str, str | int | float | bool | None], Meta(max_length=MAX_TEMPLATE_OPTIONS)]
+        | None
+    ) = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,11 +149,6 @@ def parse_chat(body: bytes, server: Server, template: Template | None) -> ChatRe
 
 
 def _check(body: ChatBody) -> None:
-    if not body.messages or len(body.messages) > MAX_MESSAGES:
-        raise InvalidRequestError(
-            f"messages must be a list of 1 to {MAX_MESSAGES} messages", param="messages"
-        )
-    refuse_range("top_logprobs", body.top_logprobs, 0, MAX_TOP_LOGPROBS)
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequestError("top_logprobs needs logprobs: true", param="top_logprobs")
     if body.tools and body.tool_choice != "none":
@@ -144,7 +165,7 @@ def _stops(stop: str | list[str] | None) -> list[str]:
 
 def _render(body: ChatBody, template: Template) -> str:
     """The prompt. An assistant's last message is the beginning of the answer to be continued."""
-    messages = [_as_dict(message, number) for number, message in enumerate(body.messages or [])]
+    messages = [_as_dict(message, number) for number, message in enumerate(body.messages)]
     options = _template_options(body.chat_template_kwargs or {})
     prefill = ""
     if len(messages) > 1 and messages[-1]["role"] == "assistant":

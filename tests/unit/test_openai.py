@@ -141,7 +141,7 @@ def test_stops_of_the_template_do_not_outlive_the_request() -> None:
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {}}},
-            "response_format.json_schema",
+            "response_format.json_schema.schema",
         ),
         ({"regex": "a", "ebnf": 'root ::= "a"'}, "ebnf"),
         ({"regex": "a", "response_format": {"type": "json_object"}}, "regex"),
