@@ -19,6 +19,7 @@ from sgl.actors.http_answer import answer_call
 from sgl.actors.http_body import read_body
 from sgl.actors.middlewares import forbidden, json_response
 from sgl.actors.openai_calls import OpenAiCalls, ServedModel
+from sgl.actors.parser_routes import ParserRoutes
 from sgl.config import ServerConfig
 from sgl.errors import InvalidRequestError, RequestError
 from sgl.messages import Reply
@@ -107,6 +108,7 @@ class Routes:
             ("POST", "/detokenize", Level.API, self.detokenize),
             ("POST", "/abort_request", Level.API, self.abort_request),
             *self._files.table(),
+            *ParserRoutes(self._config, self._calls.answers).table(),
             ("GET POST", "/flush_cache", Level.ADMIN, self.flush_cache),
             ("GET POST", "/start_profile", Level.ADMIN, self.start_profile),
             ("GET POST", "/stop_profile", Level.ADMIN, self.stop_profile),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from sgl.errors import InvalidRequestError, RequestError
 from sgl.messages import Finish
+from sgl.protocol.answer_format import AnswerFormat
 from sgl.protocol.body import MAX_RID_CHARS, MAX_SALT_CHARS, check_name, check_sizes
 from sgl.protocol.call import Answer
 from sgl.protocol.openai_grammar import GrammarBody
@@ -127,6 +128,7 @@ class Server:
     model_name: str
     reports_cached: bool = False
     max_prompts: int | None = None
+    answers: AnswerFormat = field(default_factory=AnswerFormat)
 
 
 def frame(body: SamplingBody, server: Server, prefix: str) -> Frame:
