@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from llguidance import LLMatcher
-
 from sgl.constrained.grammar import MAX_CHARS
 from sgl.errors import InvalidRequestError
 from sgl.sampling_params import Grammar, GrammarKind
@@ -60,11 +58,20 @@ def composed(kind: GrammarKind, rules: str, answer: Grammar | None = None) -> Gr
             f"{kind} make a grammar of {len(rules)} characters, at most {MAX_CHARS} are read",
             param=kind,
         )
-    whole = json.loads(LLMatcher.grammar_from_lark(rules))
-    if answer is not None:
-        first, *others = json.loads(answer.text)["grammars"]
-        whole["grammars"] += [{**first, "name": ANSWER.removeprefix("@")}, *others]
-    return Grammar(kind, json.dumps(whole))
+    if answer is None:
+        return Grammar(kind, rules)
+    inner, *others = _grammars(answer.text)
+    inner["name"] = ANSWER.removeprefix("@")
+    whole = [{"lark_grammar": rules}, inner, *others]
+    return Grammar(kind, json.dumps({"grammars": whole}))
+
+
+def _grammars(text: str) -> list[dict[str, Any]]:
+    """What llguidance reads is a list of grammars, or one in Lark by itself."""
+    if text.startswith("{"):
+        grammars: list[dict[str, Any]] = json.loads(text)["grammars"]
+        return grammars
+    return [{"lark_grammar": text}]
 
 
 def after_thoughts(

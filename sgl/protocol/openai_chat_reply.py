@@ -52,18 +52,20 @@ class ChatReply:
         if sent is None:
             sent = self._sent[answer.index] = _Sent(self._reading.reader())
         parts = sent.reader.feed(answer.text[sent.num_chars :])
+        sent.num_chars = len(answer.text)
         if answer.finish:
             parts += sent.reader.finish()
         deltas = [self._delta(part) for part in joined(parts)]
         has_logprobs = len(answer.output_logprobs) > sent.num_logprobs
         if not deltas and not has_logprobs and not answer.finish:
             return []
-        deltas = deltas or [{"content": ""} if has_logprobs else {}]
+        if not deltas:
+            deltas = [{"content": ""} if has_logprobs and self._reading.is_plain else {}]
         chunks = [self._chunk(answer.index, delta) for delta in deltas]
         if has_logprobs:
             chunks[0]["choices"][0]["logprobs"] = self._logprobs(answer, sent.num_logprobs)
         chunks[-1]["choices"][0] |= _stop_fields(answer.finish, has_calls=sent.reader.has_calls)
-        sent.num_chars, sent.num_logprobs = len(answer.text), len(answer.output_logprobs)
+        sent.num_logprobs = len(answer.output_logprobs)
         return chunks
 
     def closing(self, answers: Sequence[Answer]) -> list[Any]:
