@@ -27,6 +27,8 @@ from sgl.protocol.reasoning import (
 from sgl.protocol.tool_formats import TOOL_FORMATS, ToolFormat
 from sgl.protocol.tools import Tool, check_tools
 
+MAX_TEXT_CHARS = 100_000
+
 
 class CallsBody(msgspec.Struct, kw_only=True):
     text: str
@@ -102,7 +104,12 @@ def _unknown(param: str, known: Iterable[str]) -> InvalidRequestError:
 
 
 def _parts(reader: AnswerReader, text: str) -> list[Part]:
-    return reader.feed(text) + reader.finish()
+    """Raises InvalidRequestError where that would keep others waiting."""
+    if len(text) > MAX_TEXT_CHARS:
+        raise InvalidRequestError(
+            f"text has {len(text)} characters, at most {MAX_TEXT_CHARS} are read", param="text"
+        )
+    return reader.whole(text)
 
 
 def _content(parts: list[Part]) -> str:

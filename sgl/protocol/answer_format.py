@@ -15,6 +15,8 @@ from sgl.protocol.tool_grammar import tools_grammar
 from sgl.protocol.tools import ToolUse
 from sgl.sampling_params import Grammar
 
+PIECE_CHARS = 4096
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerFormat:
@@ -124,6 +126,12 @@ class AnswerReader:
         self._calls = calls
         self._max_calls = max_calls
         self.has_calls = False
+
+    def whole(self, text: str) -> list[Part]:
+        """All of a text that is there; in pieces, as parsers copy what they have not told yet."""
+        starts = range(0, len(text), PIECE_CHARS)
+        parts = [part for start in starts for part in self.feed(text[start : start + PIECE_CHARS])]
+        return joined(parts + self.finish())
 
     def feed(self, text: str) -> list[Part]:
         """The parts that are certain now."""

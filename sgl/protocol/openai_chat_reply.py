@@ -78,7 +78,7 @@ class ChatReply:
 
     def _choice(self, answer: Answer) -> dict[str, Any]:
         reader = self._reading.reader()
-        parts = joined(reader.feed(answer.text) + reader.finish())
+        parts = reader.whole(answer.text)
         return {
             "index": answer.index,
             "message": self._message(parts),

@@ -333,6 +333,7 @@ async def test_texts_are_parsed_on_request() -> None:
             ("/parse_function_call", {"text": "x"}, "tools"),
             ("/separate_reasoning", {"text": "x", "reasoning_parser": "x"}, "reasoning_parser"),
             ("/separate_reasoning", {"text": 5}, "text"),
+            ("/separate_reasoning", body | {"text": "x" * 100_001}, "100001"),
         ):
             status, answer = await s.post(path, wrong)
             assert status == 400

@@ -9,17 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sgl.config import FIELD_OPTIONS, ServerConfig
 from sgl.protocol.answer_format import AnswerReader
 from sgl.protocol.answer_parts import Arguments, CallBegun, Content, Part, Thought, joined
 from sgl.protocol.json_calls import HOLD_CHARS
 from sgl.protocol.pythonic_calls import read_arguments
-from sgl.protocol.reasoning import (
-    REASONING_FORMATS,
-    ReasoningParser,
-    Thinking,
-    thinking_after,
-    thinking_in,
-)
+from sgl.protocol.reasoning import REASONING_FORMATS, ReasoningParser, Thinking
 from sgl.protocol.tool_formats import TOOL_FORMATS, find_format
 
 NAMES = frozenset(("f", "get_weather", "g.h-i"))
@@ -225,65 +220,6 @@ def test_python_arguments_are_literals(text, arguments):
     assert (None if found is None else json.loads(found)) == arguments
 
 
-THOUGHTS = [
-    ("deepseek-r1", "Hm.\n</think>\n\nYes. ", "Hm.", "Yes. "),
-    ("deepseek-r1", "<think>\nHm. <b>\n</think>Yes", "Hm. <b>", "Yes"),
-    ("deepseek-r1", "\n", "", ""),
-    ("deepseek-r1", "Hm </thi", "Hm </thi", ""),
-    ("deepseek-r1", "Hm \n", "Hm", ""),
-    ("deepseek-r1", "</think>Yes </think> no", "", "Yes </think> no"),
-    ("qwen3", "<think>\n\n</think>\n\nYes", "", "Yes"),
-    ("qwen3", "\n<think>a < b</think>", "a < b", ""),
-    ("qwen3", " <thin", "", " <thin"),
-    ("qwen3", "Yes <think>no</think>", "", "Yes <think>no</think>"),
-    ("qwen3", "", "", ""),
-]
-
-
-@pytest.mark.parametrize(("form", "text", "thoughts", "content"), THOUGHTS)
-@pytest.mark.parametrize("is_whole", [True, False])
-def test_thoughts_are_told_apart_however_the_text_is_cut(form, text, thoughts, content, is_whole):
-    parser = ReasoningParser(thinking_after("", REASONING_FORMATS[form]))
-    parts = [part for piece in ([text] if is_whole else text) for part in parser.feed(piece)]
-    parts = joined(parts + parser.finish())
-    wanted = [part for part in (Thought(thoughts), Content(content)) if part.text]
-    assert parts == wanted
-
-
-@given(text=TEXTS, thinking=st.sampled_from(Thinking), cut=st.integers(0, 200))
-def test_any_text_has_the_same_thoughts_in_any_pieces(text, thinking, cut):
-    read_as = []
-    for pieces in ([text], [text[:cut], text[cut:]], text[:500] if len(text) <= 500 else [text]):
-        parser = ReasoningParser(thinking)
-        parts = [part for piece in pieces for part in parser.feed(piece)]
-        read_as.append(joined(parts + parser.finish()))
-    assert read_as == [read_as[0]] * 3
-    if thinking is Thinking.OVER:
-        assert read_as[0] == joined([Content(text)])
-
-
-@pytest.mark.parametrize(
-    ("prompt", "form", "thinking"),
-    [
-        ("<assistant><think>\n", "qwen3", Thinking.BEGUN),
-        ("<assistant><think>\n\n</think>\n\n", "qwen3", Thinking.OVER),
-        ("<assistant></think>", "deepseek-r1", Thinking.OVER),
-        ("<assistant>", "deepseek-r1", Thinking.BEGUN),
-        ("<assistant>", "qwen3", Thinking.POSSIBLE),
-    ],
-)
-def test_a_prompt_may_open_or_close_thoughts(prompt, form, thinking):
-    assert thinking_after(prompt, REASONING_FORMATS[form]) is thinking
-
-
-def test_what_a_client_has_begun_may_hold_thoughts():
-    assert thinking_in("", Thinking.POSSIBLE) is Thinking.POSSIBLE
-    assert thinking_in("Well,", Thinking.POSSIBLE) is Thinking.OVER
-    assert thinking_in("Well,", Thinking.BEGUN) is Thinking.BEGUN
-    assert thinking_in("<think>Hm", Thinking.POSSIBLE) is Thinking.BEGUN
-    assert thinking_in("<think>Hm</think>Yes", Thinking.BEGUN) is Thinking.OVER
-
-
 def test_thoughts_come_before_calls_and_calls_over_the_limit_go():
     thoughts = ReasoningParser(Thinking.BEGUN)
     calls = TOOL_FORMATS["llama3"].make_parser(NAMES, HOLD_CHARS)
@@ -314,3 +250,13 @@ HERMES_TEMPLATE = "{% if tools %}<tool_call>{% endif %}"
 def test_a_format_is_known_by_its_template_or_its_tokens(template, tokens, form):
     found = find_format(template, tokens.split().__contains__)
     assert (found and found.name) == form
+
+
+def test_flags_name_the_parsers_that_there_are():
+    choices = {option.key: option.flag for option in FIELD_OPTIONS}
+    calls, thoughts = choices["tool_call_parser"], choices["reasoning_parser"]
+    assert set(calls.choices) == {"auto", *TOOL_FORMATS}
+    assert set(thoughts.choices) == set(REASONING_FORMATS)
+    assert set(calls.spellings.values()) <= set(TOOL_FORMATS)
+    config = ServerConfig.from_argv(["--tool-call-parser", "qwen25"])
+    assert config.tool_call_parser == "hermes"

@@ -103,7 +103,7 @@ def model(request: pytest.FixtureRequest) -> Model:
 
 def calls_of(answers: AnswerFormat, text: str, use: Any) -> tuple[str, list[tuple[str, Any]]]:
     reader = answers.reading(use, Thinking.OVER, is_sure=True).reader()
-    parts = joined(reader.feed(text) + reader.finish())
+    parts = reader.whole(text)
     names = [part.name for part in parts if isinstance(part, CallBegun)]
     arguments = [""] * len(names)
     for part in parts:
