@@ -284,11 +284,12 @@ class ServerConfig:
             option.check(getattr(self, option.key))
         if self.chunked_prefill_size == 0:
             raise ConfigError("--chunked-prefill-size must be positive, or -1, got 0")
-        if self.skip_tokenizer_init and self.chat_template:
-            raise ConfigError(
-                "--chat-template needs the tokenizer: leave out one of --chat-template and "
-                "--skip-tokenizer-init"
-            )
+        for key in ("chat_template", "tool_call_parser", "reasoning_parser"):
+            if self.skip_tokenizer_init and getattr(self, key) not in (None, "auto"):
+                name = f"--{key.replace('_', '-')}"
+                raise ConfigError(
+                    f"{name} needs the tokenizer: leave out one of {name} and --skip-tokenizer-init"
+                )
         for key in ("api_key", "admin_api_key"):
             if getattr(self, key) == "":
                 raise ConfigError(f"--{key.replace('_', '-')} is empty: leave it out or give a key")
