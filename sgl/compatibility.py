@@ -133,7 +133,6 @@ REFUSED = (
     _refused("--max-loras-per-batch", "one", "8", _NO_LORA),
     _refused("--lora-backend", "one", "triton", _NO_LORA),
     _refused("--grammar-backend", "one", "llguidance", _ONE_GRAMMAR),
-    _refused("--tool-call-parser", "one", "", "tool calls are not in this release; leave it out"),
     _refused("--speculative-algorithm", "one", "none", _NO_SPECULATION),
     _refused(
         "--speculative-draft-model-path --speculative-num-steps --speculative-num-draft-tokens "

@@ -21,6 +21,9 @@ Device: TypeAlias = Literal["cuda", "cpu"]
 
 DEMO_MODEL_NAME = "SmolLM2-135M-Instruct"
 
+TOOL_PARSER_SPELLINGS = {"qwen25": "hermes", "qwen": "hermes", "llama3_json": "llama3"}
+REASONING_PARSER_SPELLINGS = {"deepseek_r1": "deepseek-r1"}
+
 _KEYS = ("api_key", "admin_api_key")
 _PICKLED = "such checkpoints are unpickled, which can run code; convert them to safetensors"
 _LATER = "comes with a later release; use auto"
@@ -71,6 +74,19 @@ class ServerConfig:
         "name of a built-in chat template, or a .jinja or .json file",
         default_text="the model's",
         metavar="NAME",
+    )
+    tool_call_parser: str = flag(
+        "how the model writes calls of tools",
+        default="auto",
+        choices=("auto", "hermes", "llama3", "mistral", "pythonic"),
+        default_text="auto: found in the chat template",
+        spellings=TOOL_PARSER_SPELLINGS,
+    )
+    reasoning_parser: str | None = flag(
+        "tell what the model thinks from what it answers; deepseek-r1: it always thinks, "
+        "qwen3: it may",
+        choices=("deepseek-r1", "qwen3"),
+        spellings=REASONING_PARSER_SPELLINGS,
     )
     json_model_override_args: str = flag(
         "JSON object merged into the model's config.json", default="{}", metavar="JSON"
@@ -282,11 +298,12 @@ class ServerConfig:
             option.check(getattr(self, option.key))
         if self.chunked_prefill_size == 0:
             raise ConfigError("--chunked-prefill-size must be positive, or -1, got 0")
-        if self.skip_tokenizer_init and self.chat_template:
-            raise ConfigError(
-                "--chat-template needs the tokenizer: leave out one of --chat-template and "
-                "--skip-tokenizer-init"
-            )
+        for key in ("chat_template", "tool_call_parser", "reasoning_parser"):
+            if self.skip_tokenizer_init and getattr(self, key) not in (None, "auto"):
+                name = f"--{key.replace('_', '-')}"
+                raise ConfigError(
+                    f"{name} needs the tokenizer: leave out one of {name} and --skip-tokenizer-init"
+                )
         for key in _KEYS:
             if getattr(self, key) == "":
                 raise ConfigError(f"--{key.replace('_', '-')} is empty: leave it out or give a key")

@@ -103,6 +103,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True, array_like=True):
     namespace       first part of the radix key: requests in different ones never share KV
     text_interval   send text every so many tokens; 0 sends all of it at the end
     grammar         what the answer must match
+    kept_ids        special tokens that leave text even if the others do not
     """
 
     request_id: RequestId
@@ -112,6 +113,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True, array_like=True):
     namespace: str = ""
     text_interval: int = 1
     grammar: Grammar | None = None
+    kept_ids: tuple[int, ...] = ()
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -264,6 +266,7 @@ class OpenText(msgspec.Struct, frozen=True, tag=True, array_like=True):
     skip_special_tokens: bool = True
     no_stop_trim: bool = False
     interval: int = 1
+    kept_ids: tuple[int, ...] = ()
 
 
 class TokenDelta(msgspec.Struct, frozen=True, array_like=True):

@@ -36,12 +36,16 @@ StopText = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 
 
 class GrammarKind(StrEnum):
-    """The field of a request that a grammar comes from."""
+    """The field of a request that a grammar comes from; `tools` hold theirs in their schemas."""
 
     REGEX = "regex"
     JSON_SCHEMA = "json_schema"
     EBNF = "ebnf"
     STRUCTURAL_TAG = "structural_tag"
+    TOOLS = "tools"
+
+
+WRITTEN_KINDS = tuple(kind for kind in GrammarKind if kind is not GrammarKind.TOOLS)
 
 
 class Grammar(msgspec.Struct, frozen=True, array_like=True):

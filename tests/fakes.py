@@ -77,9 +77,12 @@ class _Running:
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     num_told: int = 0  # characters and tokens the front has got
+    script: str | None = None  # its answer, instead of successors
 
     @property
     def next_id(self) -> int:
+        if self.script is not None:
+            return ord(self.script[len(self.token_ids)])
         last = self.token_ids[-1] if self.token_ids else unpack(self.message.prompt_ids)[-1]
         return (last + 1) % VOCAB_SIZE
 
@@ -88,6 +91,8 @@ class _Running:
         sampling = self.message.sampling
         if sampling.max_new_tokens == 0:
             return Finish("length", length=0)
+        if self.script is not None and len(self.token_ids) == len(self.script):
+            return Finish("stop", matched=0)
         token_id = self.next_id
         self.token_ids.append(token_id)
         if token_id in sampling.stop_token_ids:
@@ -115,6 +120,7 @@ class FakeEngine:
         self.seen: list[Generate] = []
         self.aborted: list[int] = []
         self.controls: list[str] = []
+        self.script: str | None = None  # what it says from now on, letter by letter
         self.profile: StartProfile | StopProfile | None = None  # the one that is running
         self._step_s = step_s
         self._running: dict[int, _Running] = {}
@@ -137,7 +143,7 @@ class FakeEngine:
             match message:
                 case Generate():
                     self.seen.append(message)
-                    self._running[message.request_id] = _Running(message)
+                    self._running[message.request_id] = _Running(message, script=self.script)
                 case Abort():
                     self.aborted.append(message.request_id)
                     self._running.pop(message.request_id, None)

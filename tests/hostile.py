@@ -162,7 +162,9 @@ CHAT_ONLY: dict[str, list[Any]] = {
     "logprobs": ["x", 5],
     "top_logprobs": [5, -1, "x"],
     "max_completion_tokens": ["x", -1],
-    "tools": [[{"type": "function"}], "x", [5]],
+    "tools": [[{"type": "function"}], "x", [5], [{"function": {"name": "\n"}}]],
+    "tool_choice": ["required", "x", 5, {}, {"function": {"name": "f"}}],
+    "parallel_tool_calls": ["x"],
     "response_format": [5, {}, {"type": 5}, {"type": "xml"}, {"type": "json_schema"}],
     "chat_template_kwargs": [5, {"messages": []}, {"self": 1}, {"tools": 1}],
 }

@@ -79,7 +79,12 @@ class Server:
 
 @asynccontextmanager
 async def server(
-    *, step_s: float = 0.0, is_open: bool = True, max_messages: int | None = None, **flags: Any
+    *,
+    step_s: float = 0.0,
+    is_open: bool = True,
+    max_messages: int | None = None,
+    template: str = TEMPLATE,
+    **flags: Any,
 ) -> AsyncIterator[Server]:
     engine = FakeEngine(step_s=step_s, max_messages=max_messages)
     config = ServerConfig(model_path="letters", **flags)
@@ -88,7 +93,7 @@ async def server(
         tokenizer_path="letters",
         context_len=CONTEXT_LEN,
         tokenizer=LetterTokenizer(),
-        chat_template=ChatTemplate(TEMPLATE),
+        chat_template=ChatTemplate(template),
     )
     async with (
         connected_front(engine, is_open=is_open, context_len=CONTEXT_LEN) as front,

@@ -280,6 +280,7 @@ class Front:
             namespace=call.namespace,
             text_interval=self._options.stream_interval if call.stream else 0,
             grammar=prompt.call.grammar,
+            kept_ids=prompt.call.kept_ids,
         )
 
     def _deliver(self, delta: TextDelta) -> None:

@@ -23,6 +23,7 @@ from sgl.actors.http_body import read_body
 from sgl.actors.middlewares import forbidden, json_response
 from sgl.actors.openai_calls import OpenAiCalls, ServedModel
 from sgl.actors.openapi import describe
+from sgl.actors.parser_routes import ParserRoutes
 from sgl.actors.state_routes import StateRoutes
 from sgl.config import ServerConfig
 from sgl.errors import InvalidRequestError
@@ -85,6 +86,7 @@ class Routes:
             *self._model_routes(),
             *self._token_routes(),
             *self._files.table(),
+            *ParserRoutes(self._config, self._calls.answers).table(),
             *self._engine.table(),
             Endpoint(
                 "GET",

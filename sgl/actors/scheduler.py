@@ -359,4 +359,5 @@ def _open_text(message: Generate) -> OpenText:
         sampling.skip_special_tokens,
         sampling.no_stop_trim,
         message.text_interval,
+        message.kept_ids,
     )

@@ -15,7 +15,7 @@ from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
 from sgl.constrained.regex import as_rust_reads_it
 from sgl.errors import InvalidRequestError
-from sgl.sampling_params import Grammar, GrammarKind
+from sgl.sampling_params import WRITTEN_KINDS, Grammar, GrammarKind
 
 ANY_JSON = "$$ANY$$"  # as a schema: any JSON value
 MAX_CHARS = 1_000_000
@@ -33,9 +33,9 @@ def parse_grammar(kind: GrammarKind, source: str | dict[str, Any]) -> Grammar:
 
 def one_grammar(fields: Mapping[str, Any]) -> Grammar | None:
     """The one grammar among a request's fields; raises InvalidRequestError if there are several."""
-    given = [kind for kind in GrammarKind if fields.get(kind) is not None]
+    given = [kind for kind in WRITTEN_KINDS if fields.get(kind) is not None]
     if len(given) > 1:
-        names = ", ".join(GrammarKind)
+        names = ", ".join(WRITTEN_KINDS)
         raise InvalidRequestError(f"only one of {names} can be set", param=given[1])
     return parse_grammar(given[0], fields[given[0]]) if given else None
 

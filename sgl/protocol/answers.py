@@ -5,7 +5,7 @@ Each event of a stream is one of the objects here, too.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 TokenRow = tuple[float | None, int, str | None]
 
@@ -139,10 +139,37 @@ class ChatLogprobs(TypedDict):
     content: list[ChatTokenLogprob]
 
 
+class Called(TypedDict):
+    """
+    arguments   the text of a JSON object; in a stream the next piece of it
+    """
+
+    name: str
+    arguments: str
+
+
+class Call(TypedDict):
+    """A function that the model asks to be called."""
+
+    id: str
+    type: Literal["function"]
+    function: Called
+
+
 class AnswerMessage(TypedDict):
+    """
+    content             null where there is nothing but calls or thoughts
+    reasoning_content   what the model thought, with --reasoning-parser
+    tool_calls          null where there are none
+    """
+
     role: Literal["assistant"]
-    content: str
-    tool_calls: list[dict[str, Any]] | None
+    content: str | None
+    reasoning_content: str | None
+    tool_calls: list[Call] | None
+
+
+ChatEnd = Literal["stop", "length", "abort", "tool_calls"]
 
 
 class ChatChoice(TypedDict):
@@ -154,7 +181,7 @@ class ChatChoice(TypedDict):
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length", "abort"]
+    finish_reason: ChatEnd
     matched_stop: int | str | None
 
 
@@ -169,11 +196,35 @@ class ChatCompletion(TypedDict):
     usage: Usage
 
 
+class CalledDelta(TypedDict):
+    """
+    name        in the first delta of a call
+    arguments   the next piece of the text of a JSON object
+    """
+
+    name: NotRequired[str]
+    arguments: str
+
+
+class CallDelta(TypedDict):
+    """
+    index      which of the calls
+    id, type   in the first delta of a call
+    """
+
+    index: int
+    id: NotRequired[str]
+    type: NotRequired[Literal["function"]]
+    function: CalledDelta
+
+
 class Delta(TypedDict):
     """What is new of a message."""
 
     role: NotRequired[Literal["assistant"]]
-    content: NotRequired[str]
+    content: NotRequired[str | None]
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[CallDelta]]
 
 
 class ChunkChoice(TypedDict):
@@ -186,7 +237,7 @@ class ChunkChoice(TypedDict):
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length", "abort"] | None
+    finish_reason: ChatEnd | None
     matched_stop: int | str | None
 
 
@@ -244,6 +295,35 @@ class TokenizedText(TypedDict):
 
 
 class DetokenizedText(TypedDict):
+    text: str
+
+
+class FoundCall(TypedDict):
+    """
+    tool_index   the place of the function in tools
+    parameters   the text of a JSON object
+    """
+
+    tool_index: int
+    name: str
+    parameters: str
+
+
+class FoundCalls(TypedDict):
+    """
+    normal_text   what is left of the text
+    """
+
+    normal_text: str
+    calls: list[FoundCall]
+
+
+class FoundThoughts(TypedDict):
+    """
+    text   what is left
+    """
+
+    reasoning_text: str
     text: str
 
 

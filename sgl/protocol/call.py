@@ -36,6 +36,7 @@ class PromptCall:
     rid                 the client's name for it, usable in an abort; "" lets the server choose one
     is_length_explicit  the client named max_new_tokens: refuse what cannot fit instead of clipping
     grammar             what the answer must match
+    kept_ids            special tokens that leave text even if the others do not
     """
 
     prompt: Prompt
@@ -44,6 +45,7 @@ class PromptCall:
     rid: str = ""
     is_length_explicit: bool = False
     grammar: Grammar | None = None
+    kept_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

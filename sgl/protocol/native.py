@@ -30,7 +30,7 @@ from sgl.protocol.body import (
 )
 from sgl.protocol.call import GenerationCall, Prompt, PromptCall
 from sgl.protocol.sampling_schema import SamplingFields
-from sgl.sampling_params import Grammar, GrammarKind, SamplingParams
+from sgl.sampling_params import WRITTEN_KINDS, Grammar, SamplingParams
 
 MAX_CHOSEN_IDS = 1024  # of token_ids_logprob
 NOT_YET = (
@@ -183,7 +183,7 @@ def _samplings(value: Any, num: int | None) -> list[_Sampling]:
 
 def _sampling(fields: dict[str, Any]) -> _Sampling:
     refuse_unsupported(fields, NOT_YET_SAMPLING)
-    others = {*NOT_YET_SAMPLING, *GrammarKind}
+    others = {*NOT_YET_SAMPLING, *WRITTEN_KINDS}
     known = {name: value for name, value in fields.items() if name not in others}
     is_explicit = fields.get("max_new_tokens") is not None
     return _Sampling(SamplingParams.from_dict(known), is_explicit, one_grammar(fields))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import msgspec
@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from sgl.errors import RequestError
 from sgl.messages import Finish
+from sgl.protocol.answer_format import AnswerFormat
 from sgl.protocol.answers import ModelCard, ModelList, OpenAiError, Usage
 from sgl.protocol.body import MAX_RID_CHARS, MAX_SALT_CHARS, Name, Salt, check_name
 from sgl.protocol.call import Answer
@@ -159,6 +160,7 @@ class Server:
     model_name: str
     reports_cached: bool = False
     max_prompts: int | None = None
+    answers: AnswerFormat = field(default_factory=AnswerFormat)
 
 
 def frame(body: SamplingBody, server: Server, prefix: str) -> Frame:

@@ -11,7 +11,7 @@ import msgspec
 from sgl.constrained.grammar import parse_grammar
 from sgl.errors import InvalidRequestError
 from sgl.protocol.body import one_of
-from sgl.sampling_params import Grammar, GrammarKind
+from sgl.sampling_params import WRITTEN_KINDS, Grammar, GrammarKind
 
 MAX_CHOICES = 10_000
 FORMATS = ("text", "json_object", "json_schema", "structural_tag")
@@ -121,7 +121,7 @@ def grammar_of(body: GrammarBody) -> Grammar | None:
 def _wishes(body: GrammarBody) -> Iterator[_Wish]:
     if body.response_format is not None:
         yield from _of_format(body.response_format)
-    for kind in GrammarKind:
+    for kind in WRITTEN_KINDS:
         if (source := getattr(body, kind)) is not None:
             yield _Wish(kind, kind, source)
     guided = StructuredOutputs(

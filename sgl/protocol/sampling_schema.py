@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from sgl.protocol.json_schema import reference
 from sgl.protocol.openai_grammar import GrammarBody
-from sgl.sampling_params import GrammarKind, SamplingParams, StopText, TokenId
+from sgl.sampling_params import WRITTEN_KINDS, SamplingParams, StopText, TokenId
 
 _NAME = "SamplingParams"
 _OR_ONE: dict[str, Any] = {"stop": StopText, "stop_token_ids": TokenId}  # need not be a list
@@ -28,7 +28,7 @@ def _fields() -> Iterator[tuple[str, Any, Any]]:
         hint = hints[field.name] | _OR_ONE.get(field.name) | None
         yield field.name, hint, field.default
     hints = get_type_hints(GrammarBody, include_extras=True)
-    for kind in GrammarKind:
+    for kind in WRITTEN_KINDS:
         yield kind.value, hints[kind], None
 
 

@@ -126,7 +126,7 @@ async def _in_chunks(_: Any) -> Any:
         (form(file="twice"), "two files"),
         (b"just bytes", "multipart/form-data"),
     ],
-    ids=str,
+    ids=["purpose", "long", "expiry", "many", "twice", "bytes"],
 )
 @in_loop
 async def test_a_wrong_form_is_refused(tmp_path: Path, data: Any, reason: str) -> None:

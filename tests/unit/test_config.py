@@ -109,6 +109,8 @@ def test_a_beginning_of_several_names_is_refused_with_all_of_them():
         (["--json-model-override-args", "{"], "--json-model-override-args is not JSON"),
         (["--json-model-override-args", "[1]"], "must be a JSON object, got [1]"),
         (["--skip-tokenizer-init", "--chat-template", "chatml"], "leave out one of"),
+        (["--skip-tokenizer-init", "--reasoning-parser", "qwen3"], "leave out one of"),
+        (["--reasoning-parser", "gpt"], "must be one of deepseek-r1, qwen3"),
         (["--config", "/nowhere.yaml"], "--config /nowhere.yaml cannot be read"),
         (["--api-key-file", "/nowhere"], "--api-key-file /nowhere cannot be read"),
     ],

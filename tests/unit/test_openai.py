@@ -136,7 +136,7 @@ def test_stops_of_the_template_do_not_outlive_the_request() -> None:
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             "messages[0].content",
         ),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         (
@@ -183,7 +183,8 @@ def test_a_wrong_completion_field_is_refused_by_name(fields: dict[str, Any], par
 
 
 def test_tools_that_may_not_be_called_are_accepted() -> None:
-    assert chat(tools=[{"type": "function"}], tool_choice="none").call.prompts
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert chat(tools=tools, tool_choice="none").call.prompts[0].prompt == "<user>hello<assistant>"
 
 
 def test_a_model_without_template_says_what_to_do() -> None:
