@@ -22,6 +22,7 @@ import uvloop
 from aiohttp import web
 
 from sgl.actors.access import Access
+from sgl.actors.admin_routes import AdminRoutes
 from sgl.actors.batch_share import BatchShare
 from sgl.actors.batches import Batches
 from sgl.actors.channel import Inbox, TickSender
@@ -40,6 +41,8 @@ from sgl.actors.middlewares import (
 )
 from sgl.actors.openai_calls import OpenAiCalls, ServedModel
 from sgl.actors.routes import Routes, generate_quietly
+from sgl.actors.served_weights import ServedWeights
+from sgl.actors.session_routes import SessionRoutes
 from sgl.config import ServerConfig
 from sgl.errors import ConfigError, EngineError
 from sgl.messages import DetokenizerToIngress, Drain, EngineDied, SupervisorToIngress
@@ -101,6 +104,8 @@ class Ingress:
             front,
             calls=calls,
             files=FileRoutes(files, self._batches, self._gate),
+            sessions=SessionRoutes(front.sessions, self._gate),
+            admin=AdminRoutes(ServedWeights(config, model.path, front), front.request_log),
             gate=self._gate,
             access=access,
             metrics=Metrics(front.counts, page, config.model_name),
@@ -167,8 +172,7 @@ class Ingress:
         levels = routes.add_to(app)
         app.middlewares.append(name_request)
         app.middlewares.append(self._mark_served)
-        if self._config.log_requests:
-            app.middlewares.append(log_requests())
+        app.middlewares.append(log_requests(self._front.request_log))
         app.middlewares.append(check_access(access, levels))
         app.middlewares.append(errors_as_json)
         app.on_response_prepare.append(add_headers)
@@ -214,13 +218,14 @@ class Ingress:
         return await handler(request)
 
     async def _watch(self) -> None:
-        """Once a second: connections that send nothing, an engine that hangs."""
+        """Once a second: connections and sessions that nobody uses, an engine that hangs."""
         loop = asyncio.get_running_loop()
         while True:
             self._beat()
             await asyncio.sleep(1.0)
             now = loop.time()
             self._stall.look(self._page.read(), now)
+            self._front.sessions.sweep()
             if self._runner.server is not None:
                 self._deadline.sweep(self._runner.server.connections, now)
 
@@ -267,6 +272,10 @@ async def _run(context: Context) -> None:
             max_batch_requests=config.max_batch_requests,
             stream_interval=config.stream_interval,
             allow_auto_truncate=config.allow_auto_truncate,
+            max_sessions=config.max_sessions,
+            session_timeout=config.session_timeout,
+            log_requests=config.log_requests,
+            log_requests_level=config.log_requests_level,
         ),
     )
     ingress = Ingress(

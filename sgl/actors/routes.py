@@ -11,6 +11,7 @@ import msgspec
 from aiohttp import web
 
 from sgl.actors.access import Access, Level
+from sgl.actors.admin_routes import AdminRoutes
 from sgl.actors.connections import StallWatch
 from sgl.actors.file_routes import FileRoutes, Route
 from sgl.actors.front import Front
@@ -19,9 +20,10 @@ from sgl.actors.http_answer import answer_call
 from sgl.actors.http_body import read_body
 from sgl.actors.middlewares import forbidden, json_response
 from sgl.actors.openai_calls import OpenAiCalls, ServedModel
+from sgl.actors.questions import told
+from sgl.actors.session_routes import SessionRoutes
 from sgl.config import ServerConfig
 from sgl.errors import InvalidRequestError, RequestError
-from sgl.messages import Reply
 from sgl.metrics import CONTENT_TYPE, Metrics
 from sgl.protocol.body import convert, id_array, parse_fields
 from sgl.protocol.call import GenerationCall, PromptCall
@@ -61,6 +63,8 @@ class Routes:
         *,
         calls: OpenAiCalls,
         files: FileRoutes,
+        sessions: SessionRoutes,
+        admin: AdminRoutes,
         gate: Gate,
         access: Access,
         metrics: Metrics,
@@ -77,6 +81,8 @@ class Routes:
         self._max_body_bytes = int(config.max_body_mb * 1e6)
         self._calls = calls
         self._files = files
+        self._sessions = sessions
+        self._admin = admin
 
     def add_to(self, app: web.Application) -> dict[web.AbstractResource, Level]:
         """Register all of them; says the level of each, for the check of access."""
@@ -107,6 +113,8 @@ class Routes:
             ("POST", "/detokenize", Level.API, self.detokenize),
             ("POST", "/abort_request", Level.API, self.abort_request),
             *self._files.table(),
+            *self._sessions.table(),
+            *self._admin.table(),
             ("GET POST", "/flush_cache", Level.ADMIN, self.flush_cache),
             ("GET POST", "/start_profile", Level.ADMIN, self.start_profile),
             ("GET POST", "/stop_profile", Level.ADMIN, self.stop_profile),
@@ -161,7 +169,7 @@ class Routes:
     async def model_info(self, request: web.Request) -> web.Response:
         return json_response(
             {
-                "model_path": self._model.path,
+                "model_path": self._admin.weights.path,
                 "tokenizer_path": self._model.tokenizer_path,
                 "is_generation": True,
             }
@@ -176,7 +184,7 @@ class Routes:
             "max_req_input_len": limits and limits.max_prompt_len,
         }
         if self._access.allows(request, Level.ADMIN):
-            info = self._config.public_values() | info
+            info = self._config.public_values() | self._admin.settings() | info
         return json_response(info)
 
     async def tokenize(self, request: web.Request) -> web.Response:
@@ -218,15 +226,15 @@ class Routes:
         return json_response({"success": self._front.abort(body.rid)})
 
     async def flush_cache(self, request: web.Request) -> web.Response:
-        return _told(await self._front.control("flush_cache"))
+        return _text(told(await self._front.control("flush_cache")))
 
     async def start_profile(self, request: web.Request) -> web.Response:
         body = await self._body(request)
         wanted = convert(parse_fields(body) if body else {}, ProfileRequest)
-        return _told(await self._front.start_profile(wanted))
+        return _text(told(await self._front.start_profile(wanted)))
 
     async def stop_profile(self, request: web.Request) -> web.Response:
-        return _told(await self._front.stop_profile())
+        return _text(told(await self._front.stop_profile()))
 
     async def _body(self, request: web.Request) -> bytes:
         return await read_body(request, self._max_body_bytes)
@@ -247,11 +255,8 @@ async def generate_quietly(front: Front, prompt: str | list[int], num_tokens: in
         raise answer.failure
 
 
-def _told(reply: Reply) -> web.Response:
-    """What the engine answered, as text; raises InvalidRequestError where it refused."""
-    if not reply.ok:
-        raise InvalidRequestError(reply.text)
-    return web.Response(text=f"{reply.text}\n")
+def _text(text: str) -> web.Response:
+    return web.Response(text=f"{text}\n")
 
 
 def _version() -> str:

@@ -27,6 +27,7 @@ from sgl.protocol.body import (
     refuse_unsupported,
 )
 from sgl.protocol.call import GenerationCall, Prompt, PromptCall
+from sgl.protocol.session import SessionParams
 from sgl.sampling_params import Grammar, GrammarKind, SamplingParams
 
 MAX_CHOSEN_IDS = 1024  # of token_ids_logprob
@@ -36,7 +37,6 @@ NOT_YET = (
     "video_data",
     "audio_data",
     "lora_path",
-    "session_params",
     "custom_logit_processor",
 )
 NOT_YET_SAMPLING = ("custom_params",)
@@ -59,6 +59,7 @@ class GenerateBody(msgspec.Struct, kw_only=True):
     return_hidden_states: bool | None = None
     stream: bool | None = None
     cache_salt: str | None = None
+    session_params: SessionParams | list[SessionParams | None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +91,12 @@ def generate_request(fields: Mapping[str, Any], max_prompts: int | None = None) 
     n = calls[0].sampling.n
     if any(call.sampling.n != n for call in calls):
         raise InvalidRequestError("n must be the same for all prompts of a batch", param="n")
+    if n > 1 and any(call.session for call in calls):
+        raise InvalidRequestError(
+            "a request of a session has one answer, from which others go on: leave out n, or send "
+            "several requests",
+            param="n",
+        )
     salt = body.cache_salt
     call = GenerationCall(
         prompts=calls,
@@ -132,6 +139,7 @@ def _prompt_calls(
         raise InvalidRequestError("rid must be a list for a list of prompts", param="rid")
     samplings = _samplings(body.sampling_params, num)
     rids: list[str] = _spread(body.rid, "", num, "rid")
+    sessions: list[SessionParams | None] = _spread(body.session_params, None, num, "session_params")
     logprobs = _logprob_options(body, num)
     return tuple(
         PromptCall(
@@ -141,8 +149,11 @@ def _prompt_calls(
             rid=rid and check_name(rid, "rid", MAX_RID_CHARS),
             is_length_explicit=sampling.is_length_explicit,
             grammar=sampling.grammar,
+            session=session,
         )
-        for prompt, sampling, options, rid in zip(prompts, samplings, logprobs, rids, strict=True)
+        for prompt, sampling, options, rid, session in zip(
+            prompts, samplings, logprobs, rids, sessions, strict=True
+        )
     )
 
 
