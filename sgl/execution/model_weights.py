@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from difflib import get_close_matches
 
 import orjson
@@ -25,7 +25,7 @@ from sgl.kernels.collectives import TensorParallel
 from sgl.messages import GetWeight, Reply, UpdateWeights
 from sgl.models.batch import CausalLM
 from sgl.models.checkpoint import Checkpoint, LoadFormat
-from sgl.models.config import ModelConfig
+from sgl.models.config import ModelConfig, RopeConfig
 from sgl.models.loader import check_quantization, fill, open_weights
 from sgl.models.weight_table import (
     EMBEDDING,
@@ -188,8 +188,18 @@ def _check_same(path: str, theirs: ModelConfig, ours: ModelConfig) -> None:
     names = [field.name for field in fields(ModelConfig) if field.name not in MAY_DIFFER]
     for name in names:
         new, running = getattr(theirs, name), getattr(ours, name)
-        if new != running:
+        if not _is_same(new, running):
             raise ConfigError(
                 f"{path} is another model than the one that runs: its {name} is {new}, not "
                 f"{running}; start a server with it instead"
             )
+
+
+def _is_same(new: object, running: object) -> bool:
+    """A GGUF file keeps numbers as float32."""
+    if isinstance(new, float) and isinstance(running, float):
+        return math.isclose(new, running, rel_tol=1e-6)
+    if isinstance(new, RopeConfig) and isinstance(running, RopeConfig):
+        pairs = zip(astuple(new), astuple(running), strict=True)
+        return all(_is_same(*pair) for pair in pairs)
+    return new == running

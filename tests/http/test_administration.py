@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -227,8 +228,6 @@ def test_a_disk_that_is_too_slow_loses_records_and_holds_nobody_up(
 ) -> None:
     monkeypatch.setattr(request_dump, "MAX_WAITING", 2)
     dump = request_dump.RequestDump(tmp_path, 100)
-    import threading
-
     is_free = threading.Event()
     dump.add(lambda: b"1" if is_free.wait(10) else b"")
     for number in range(2, 6):
