@@ -264,6 +264,7 @@ class Scheduler:
 
     def _flush_cache(self, call_id: int) -> Reply:
         if self.batcher.flush():
+            self.grammars.forget()
             logger.info("Cache flushed")
             return Reply(call_id, ok=True, text="Cache flushed.")
         text = (
