@@ -12,7 +12,8 @@ import msgspec
 from sgl.errors import InvalidRequestError
 
 GREEDY_BELOW = 1e-6  # a temperature under this means: take the likeliest token
-MAX_STOPS = 16
+MAX_STOPS = 16  # of a request
+MAX_TEMPLATE_STOPS = 16  # that a chat template adds to them
 MAX_STOP_CHARS = 256
 MAX_N = 128
 MAX_INT32 = 2**31 - 1
@@ -135,7 +136,7 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, kw_only=True)
                 raise _refuse(f"logit_bias of token {token_id}", "from -100 to 100", bias)
 
     def _check_stops(self) -> None:
-        if len(self.stop) > MAX_STOPS:
+        if len(self.stop) > MAX_STOPS + MAX_TEMPLATE_STOPS:
             raise _refuse("stop", f"at most {MAX_STOPS} strings", len(self.stop))
         for text in self.stop:
             if not 0 < len(text) <= MAX_STOP_CHARS:

@@ -49,6 +49,9 @@ class Template(Protocol):
         **options: Any,
     ) -> str: ...
 
+    def begin_answer(self, text: str) -> str:
+        """The beginning of an answer that the client gave, to follow on a prompt."""
+
 
 class ContentPart(msgspec.Struct, kw_only=True):
     type: str
@@ -149,7 +152,7 @@ def _render(body: ChatBody, template: Template) -> str:
     prefill = ""
     if len(messages) > 1 and messages[-1]["role"] == "assistant":
         prefill = messages.pop()["content"]
-    return template.render(messages, **options) + prefill
+    return template.render(messages, **options) + template.begin_answer(prefill)
 
 
 def _as_dict(message: Message, number: int) -> dict[str, Any]:
