@@ -495,6 +495,8 @@ def test_a_scheduler_with_work_but_no_steps_is_stalled() -> None:
         (104.0, busy, False),
         (106.0, busy, True),
         (107.0, SchedulerStatus(num_running_reqs=1, num_steps=8), False),
+        (108.0, SchedulerStatus(num_queue_reqs=1, num_steps=8, is_loading=1), False),
+        (208.0, SchedulerStatus(num_queue_reqs=1, num_steps=8, is_loading=1), False),
     ):
         watch.look(status, now)
         assert watch.is_stalled is is_stalled, now
