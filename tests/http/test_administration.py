@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import stat
 import threading
 from pathlib import Path
@@ -155,8 +156,10 @@ async def test_the_level_can_be_set_at_the_start_and_is_told() -> None:
 
 
 def records_in(folder: Path) -> list[list[dict[str, Any]]]:
-    paths = sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
-    return [[json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] for path in paths]
+    """The lines of each file, the oldest first."""
+    texts = [path.read_bytes() for path in folder.glob("*.jsonl")]
+    files = [[json.loads(line) for line in text.split(b"\n")[:-1]] for text in texts]
+    return sorted(files, key=lambda lines: lines[0]["ended_at"] if lines else math.inf)
 
 
 def test_requests_are_dumped_so_many_to_a_file(tmp_path: Path) -> None:
