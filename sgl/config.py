@@ -134,6 +134,10 @@ class ServerConfig:
     max_queue_requests: int = flag(
         "requests that may wait before new ones get 503", default=2048, low=1
     )
+    max_sessions: int = flag("sessions that may be open at a time", default=1024, low=1)
+    session_timeout: float = flag(
+        "seconds after which a session that nobody uses is closed; 0: never", default=3600.0, low=0
+    )
     allow_auto_truncate: bool = flag(
         "cut prompts that are too long instead of refusing them", default=False
     )
@@ -282,6 +286,13 @@ class ServerConfig:
         choices=("debug", "info", "warning", "error", "critical"),
     )
     log_requests: bool = flag("log each request when it ends", default=False)
+    log_requests_level: int = flag(
+        "what --log-requests tells: 0 numbers, 1 also parameters and the beginnings of prompt and "
+        "answer, 2 all of them",
+        default=0,
+        low=0,
+        high=2,
+    )
     decode_log_interval: int = flag("log every so many decode steps", default=40, low=1)
     trace_steps: str | None = flag("write one JSON line per step to a file", metavar="FILE")
     watchdog_timeout: float = flag(

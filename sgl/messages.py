@@ -2,7 +2,8 @@
 
     ingress ── Generate Abort Control ──▶ scheduler ── StepPlan ──▶ worker (one ring per rank)
        ▲       StartProfile StopProfile    │   ▲  ▲    TokenMasks      │
-       │                                   │   │  │    Start-, StopProfile
+       │       UpdateWeights GetWeight     │   │  │    Start-, StopProfile
+       │                                   │   │  │    UpdateWeights GetWeight
        │                                   │   │  └── WorkerReady StepResult Reply (rank 0)
        │           OpenText NewTokens Reply│   │ Stop
        │                     EngineReady   ▼   │
@@ -149,6 +150,25 @@ class StopProfile(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Write what was recorded; rank 0's `Reply` says where it is."""
 
     call_id: int
+
+
+class UpdateWeights(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Load another checkpoint of the same model; rank 0 answers with a `Reply`.
+
+    It reaches the workers once all requests that run have ended; others wait.
+    """
+
+    call_id: int
+    path: str
+    load_format: Literal["auto", "safetensors", "gguf", "dummy"] = "auto"
+
+
+class GetWeight(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Show a weight, named as in its checkpoint; rank 0's `Reply` has the first rows as JSON."""
+
+    call_id: int
+    name: str
+    max_rows: int
 
 
 # ── scheduler to worker and back ────────────────────────────────────────────────────────────────
@@ -317,7 +337,7 @@ class NewText(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Reply(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Answer to a `Control`, `StartProfile` or `StopProfile`, with the same `call_id`.
+    """Answer to a message that has a `call_id`, with the same one.
 
     It goes through the detokenizer so that it cannot overtake text.
     """
@@ -364,8 +384,11 @@ class EngineDied(msgspec.Struct, frozen=True, tag=True, array_like=True):
     message: str
 
 
-IngressToScheduler: TypeAlias = Generate | Abort | Control | StartProfile | StopProfile
-SchedulerToWorker: TypeAlias = StepPlan | TokenMasks | StartProfile | StopProfile
+Question: TypeAlias = Control | StartProfile | StopProfile | UpdateWeights | GetWeight
+IngressToScheduler: TypeAlias = Generate | Abort | Question
+SchedulerToWorker: TypeAlias = (
+    StepPlan | TokenMasks | StartProfile | StopProfile | UpdateWeights | GetWeight
+)
 WorkerToScheduler: TypeAlias = WorkerReady | StepResult | Reply
 SchedulerToDetokenizer: TypeAlias = OpenText | NewTokens | Reply | EngineReady
 DetokenizerToScheduler: TypeAlias = Stop

@@ -26,7 +26,8 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 
 class SchedulerStatus(Protocol):
-    """The scheduler's numbers at one moment; `num_steps` grows while it makes progress."""
+    """The scheduler's numbers at one moment; `num_steps` grows while it makes progress, unless the
+    workers replace their weights (`is_loading`)."""
 
     @property
     def num_running_reqs(self) -> float: ...
@@ -50,6 +51,8 @@ class SchedulerStatus(Protocol):
     def num_saved_passes(self) -> float: ...
     @property
     def num_steps(self) -> float: ...
+    @property
+    def is_loading(self) -> float: ...
 
 
 class StatusPage(Protocol):

@@ -13,7 +13,8 @@ from msgspec import Meta
 from sgl.errors import InvalidRequestError
 
 GREEDY_BELOW = 1e-6  # a temperature under this means: take the likeliest token
-MAX_STOPS = 16
+MAX_STOPS = 16  # of a request
+MAX_TEMPLATE_STOPS = 16  # that a chat template adds to them
 MAX_STOP_CHARS = 256
 MAX_STOP_IDS = 1024
 MAX_BIASES, MAX_BIAS = 4096, 100.0
@@ -83,7 +84,7 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, kw_only=True)
 
     max_new_tokens: NumTokens | None = 128
     min_new_tokens: NumTokens = 0
-    stop: Annotated[tuple[StopText, ...], Meta(max_length=MAX_STOPS)] = ()
+    stop: Annotated[tuple[StopText, ...], Meta(max_length=MAX_STOPS + MAX_TEMPLATE_STOPS)] = ()
     stop_token_ids: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_STOP_IDS)] = ()
     temperature: Temperature = 1.0
     top_p: TopP = 1.0
@@ -152,7 +153,7 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, kw_only=True)
                 raise _refuse(name, limits.text, value)
 
     def _check_stops(self) -> None:
-        if len(self.stop) > MAX_STOPS:
+        if len(self.stop) > MAX_STOPS + MAX_TEMPLATE_STOPS:
             raise _refuse("stop", f"at most {MAX_STOPS} strings", len(self.stop))
         for text in self.stop:
             if not 0 < len(text) <= MAX_STOP_CHARS:

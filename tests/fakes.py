@@ -19,6 +19,7 @@ from sgl.messages import (
     EngineReady,
     Finish,
     Generate,
+    GetWeight,
     IngressToScheduler,
     Logprobs,
     NewText,
@@ -26,6 +27,7 @@ from sgl.messages import (
     StartProfile,
     StopProfile,
     TextDelta,
+    UpdateWeights,
     pack,
     unpack,
 )
@@ -121,6 +123,7 @@ class FakeEngine:
         self.aborted: list[int] = []
         self.controls: list[str] = []
         self.script: str | None = None  # what it says from now on, letter by letter
+        self.updates: list[UpdateWeights] = []
         self.profile: StartProfile | StopProfile | None = None  # the one that is running
         self._step_s = step_s
         self._running: dict[int, _Running] = {}
@@ -151,6 +154,12 @@ class FakeEngine:
                     self._control(message)
                 case StartProfile() | StopProfile():
                     self._profile(message)
+                case UpdateWeights():
+                    self._update(message)
+                case GetWeight():
+                    is_known = message.name == "norm.weight"
+                    text = f"[{message.max_rows}.5]" if is_known else "no such weight"
+                    self.text.sender.send(Reply(message.call_id, is_known, text))
         self._work.set()
 
     async def run(self) -> None:
@@ -171,6 +180,11 @@ class FakeEngine:
         ok = not self._running
         text = "Cache flushed." if ok else "requests are running"
         self.text.sender.send(Reply(message.call_id, ok, text))
+
+    def _update(self, message: UpdateWeights) -> None:
+        is_good = "good" in message.path
+        self.updates.append(message)
+        self.text.sender.send(Reply(message.call_id, is_good, "Loaded." if is_good else "torn"))
 
     def _profile(self, message: StartProfile | StopProfile) -> None:
         is_start = isinstance(message, StartProfile)

@@ -96,7 +96,15 @@ async def server(
         chat_template=ChatTemplate(template),
     )
     async with (
-        connected_front(engine, is_open=is_open, context_len=CONTEXT_LEN) as front,
+        connected_front(
+            engine,
+            is_open=is_open,
+            context_len=CONTEXT_LEN,
+            max_sessions=config.max_sessions,
+            session_timeout=config.session_timeout,
+            log_requests=config.log_requests,
+            log_requests_level=config.log_requests_level,
+        ) as front,
         aiohttp.ClientSession() as http,
     ):
         ingress = Ingress(config, model, front, FakePage())

@@ -31,6 +31,7 @@ class Endpoint:
     answer    of a 200: a type whose JSON it is, or a content type; None: nothing
     events    types whose JSON the events of a stream are, if `stream` is true in the body
     errors    statuses besides those that the level, the path and the body bring with them
+    refusal   type of a 400, where it need not have the form of errors
     """
 
     methods: str
@@ -45,6 +46,7 @@ class Endpoint:
     answer: Any = None
     events: tuple[Any, ...] = ()
     errors: tuple[int, ...] = ()
+    refusal: Any = None
 
 
 def register(

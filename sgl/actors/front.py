@@ -1,7 +1,7 @@
 """The client's side of the engine, inside one event loop: calls in, growing answers out.
 
     submit(call) ── Generate, one for each sample of each prompt ──▶ scheduler
-        │               Abort, Control, StartProfile, StopProfile
+        │               Abort, and every Question
         ▼
     RunningCall ◀── receive(messages) ◀── NewText, Reply, EngineReady ── detokenizer
 
@@ -27,7 +27,10 @@ import msgspec
 from sgl.actors.live_requests import LiveRequest, LiveRequests
 from sgl.actors.prompt_encoder import PromptEncoder, TextTokenizer
 from sgl.actors.prompt_limits import PromptLimits
+from sgl.actors.questions import Questions
+from sgl.actors.request_log import RequestLog
 from sgl.actors.running_call import RunningCall
+from sgl.actors.sessions import SessionLimits, Sessions, Turn
 from sgl.errors import EngineError, OverloadedError, RequestError
 from sgl.messages import (
     Abort,
@@ -38,6 +41,7 @@ from sgl.messages import (
     Generate,
     IngressToScheduler,
     NewText,
+    Question,
     Reply,
     StartProfile,
     StopProfile,
@@ -66,6 +70,7 @@ class FrontOptions:
     max_live_requests   answers in the making at a time; more are refused with 503
     max_batch_requests  answers that one call may ask for: prompts times n
     stream_interval     text is sent every so many tokens
+    max_sessions        open at a time; session_timeout: seconds until an unused one is closed
     """
 
     context_len: int
@@ -74,16 +79,24 @@ class FrontOptions:
     max_batch_requests: int
     stream_interval: int = 1
     allow_auto_truncate: bool = False
+    max_sessions: int = 1024
+    session_timeout: float = 3600.0
+    log_requests: bool = False
+    log_requests_level: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A prompt that passed all checks."""
+    """A prompt that passed all checks.
+
+    turn  where it goes in a session; a `Finish` says why it goes nowhere, and is its answer
+    """
 
     call: PromptCall
     rid: str
     ids: array[int]
     sampling: SamplingParams
+    turn: Turn | Finish | None
 
 
 class Front:
@@ -102,13 +115,18 @@ class Front:
         self.max_total_tokens = 0
         self._to_scheduler = to_scheduler
         self._encoder = PromptEncoder(tokenizer)
+        self.sessions = Sessions(
+            SessionLimits(options.max_sessions, options.session_timeout),
+            self._encoder,
+            clock,
+        )
+        self.request_log = RequestLog(is_on=options.log_requests, level=options.log_requests_level)
         self._options = options
         self._clock = clock
         self._death: EngineError | None = None
         self._request_ids = itertools.count(1)
         self._live = LiveRequests(options.max_live_requests, options.max_batch_requests)
-        self._call_ids = itertools.count(1)
-        self._replies: dict[int, asyncio.Future[Reply]] = {}
+        self._questions = Questions(self._send)
         self._unsent: deque[IngressToScheduler] = deque()  # what the ring had no room for
 
     @property
@@ -161,26 +179,27 @@ class Front:
             self._send(Abort(request_id))
         self._fail_live(error)
 
+    async def ask(self, make: Callable[[int], Question]) -> Reply:
+        """The engine's reply to the message that `make` makes with the call_id it is given."""
+        self._open_limits()
+        return await self._questions.ask(make)
+
     async def control(self, action: Literal["flush_cache", "abort_all"]) -> Reply:
         """The engine's answer to an operator's wish."""
-        return await self._ask(Control(next(self._call_ids), action))
+        return await self.ask(lambda call_id: Control(call_id, action))
 
     async def start_profile(self, wanted: ProfileRequest) -> Reply:
         """Whether the workers record their steps now."""
         stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}"
-        return await self._ask(
-            StartProfile(
-                next(self._call_ids),
-                stamp,
-                wanted.output_dir,
-                wanted.num_steps,
-                wanted.activities or (),
-            )
+        folder, num_steps = wanted.output_dir, wanted.num_steps
+        activities = wanted.activities or ()
+        return await self.ask(
+            lambda call_id: StartProfile(call_id, stamp, folder, num_steps, activities)
         )
 
     async def stop_profile(self) -> Reply:
         """Where the workers have written what they recorded."""
-        return await self._ask(StopProfile(next(self._call_ids)))
+        return await self.ask(StopProfile)
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Wait until no answer is in the making; False if some still are."""
@@ -194,9 +213,7 @@ class Front:
                     for delta in message.deltas:
                         self._deliver(delta)
                 case Reply():
-                    reply = self._replies.get(message.call_id)
-                    if reply is not None and not reply.done():
-                        reply.set_result(message)
+                    self._questions.answer(message)
                 case EngineReady():
                     self._open(message)
                 case _:
@@ -206,22 +223,11 @@ class Front:
         """Everybody who waits gets an EngineError now, and so does everybody who comes."""
         self._death = EngineError(f"the engine has stopped: {reason}")
         self._fail_live(self._death)
-        for reply in self._replies.values():
-            if not reply.done():
-                reply.set_exception(self._death)
+        self._questions.fail(self._death)
 
     def close(self) -> None:
         self._encoder.close()
-
-    async def _ask(self, message: Control | StartProfile | StopProfile) -> Reply:
-        self._open_limits()
-        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._replies[message.call_id] = reply
-        self._send(message)
-        try:
-            return await reply
-        finally:
-            self._replies.pop(message.call_id, None)
+        self.request_log.close()
 
     def _open(self, ready: EngineReady) -> None:
         self.max_total_tokens = ready.max_total_tokens
@@ -243,9 +249,14 @@ class Front:
     def _prepare(
         self, call: PromptCall, rid: str, ids: array[int], limits: PromptLimits
     ) -> _Prepared:
-        ids = limits.cut(ids)
+        turn = None if call.session is None else self.sessions.find(call.session)
+        if isinstance(turn, Turn):
+            ids = limits.cut(self.sessions.prompt(turn, ids))
+            self.sessions.check(turn, rid, ids)
+        else:
+            ids = limits.cut(ids)
         limits.check_logprobs(call.logprobs, len(ids))
-        return _Prepared(call, rid, ids, limits.sampling(call, len(ids)))
+        return _Prepared(call, rid, ids, limits.sampling(call, len(ids)), turn)
 
     def _start(self, call: GenerationCall, prompts: Sequence[_Prepared]) -> RunningCall:
         answers = [
@@ -262,8 +273,14 @@ class Front:
         for answer in answers:
             prompt = prompts[answer.index // call.n]
             request_id = next(self._request_ids)
-            live = LiveRequest(running, answer, prompt.rid, self._clock(), is_stream=call.stream)
+            live = LiveRequest(running, answer, prompt.call, prompt.rid, self._clock(), call.stream)
             self._live.start(request_id, live)
+            if isinstance(prompt.turn, Finish):
+                self._deliver(TextDelta(request_id, "", b"", prompt.turn))
+                continue
+            if prompt.turn is not None:
+                self._abort_requests(prompt.turn.interrupted(), "replaced in their session")
+                live.node = self.sessions.begin(prompt.turn, prompt.rid, request_id, answer)
             self._send(self._message(request_id, prompt, call, answer.index % call.n))
         self.counts.num_requests += len(answers)
         self.counts.num_prompt_tokens += sum(len(answer.prompt_ids) for answer in answers)
@@ -291,6 +308,9 @@ class Front:
         live.call.add(live.answer, delta)
         if delta.finish is not None:
             self._live.forget(delta.request_id)
+            if live.node is not None:
+                self.sessions.end(live.node)
+            self.request_log.ended(live.prompt, live.answer, self._clock() - live.started)
 
     def _measure(self, live: LiveRequest, delta: TextDelta) -> None:
         now, counts, num_tokens = self._clock(), self.counts, len(delta.token_ids) // 4

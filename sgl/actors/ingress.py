@@ -22,6 +22,7 @@ import uvloop
 from aiohttp import web
 
 from sgl.actors.access import Access
+from sgl.actors.admin_routes import AdminRoutes
 from sgl.actors.batch_share import BatchShare
 from sgl.actors.batches import Batches
 from sgl.actors.channel import Inbox, TickSender
@@ -40,6 +41,8 @@ from sgl.actors.middlewares import (
 )
 from sgl.actors.openai_calls import OpenAiCalls, ServedModel
 from sgl.actors.routes import Routes
+from sgl.actors.served_weights import ServedWeights
+from sgl.actors.session_routes import SessionRoutes
 from sgl.actors.state_routes import StateRoutes, generate_quietly
 from sgl.config import ServerConfig
 from sgl.errors import ConfigError, EngineError
@@ -104,6 +107,8 @@ class Ingress:
             calls=calls,
             files=FileRoutes(files, self._batches, self._gate),
             state=StateRoutes(front, self._gate, metrics, self._stall),
+            sessions=SessionRoutes(front.sessions, self._gate),
+            admin=AdminRoutes(ServedWeights(config, model.path, front), front.request_log),
             gate=self._gate,
             access=access,
         )
@@ -169,8 +174,7 @@ class Ingress:
         levels = register(app, self.routes.table())
         app.middlewares.append(name_request)
         app.middlewares.append(self._mark_served)
-        if self._config.log_requests:
-            app.middlewares.append(log_requests())
+        app.middlewares.append(log_requests(self._front.request_log))
         app.middlewares.append(check_access(access, levels))
         app.middlewares.append(errors_as_json)
         app.on_response_prepare.append(add_headers)
@@ -216,13 +220,14 @@ class Ingress:
         return await handler(request)
 
     async def _watch(self) -> None:
-        """Once a second: connections that send nothing, an engine that hangs."""
+        """Once a second: connections and sessions that nobody uses, an engine that hangs."""
         loop = asyncio.get_running_loop()
         while True:
             self._beat()
             await asyncio.sleep(1.0)
             now = loop.time()
             self._stall.look(self._page.read(), now)
+            self._front.sessions.sweep()
             if self._runner.server is not None:
                 self._deadline.sweep(self._runner.server.connections, now)
 
@@ -269,6 +274,10 @@ async def _run(context: Context) -> None:
             max_batch_requests=config.max_batch_requests,
             stream_interval=config.stream_interval,
             allow_auto_truncate=config.allow_auto_truncate,
+            max_sessions=config.max_sessions,
+            session_timeout=config.session_timeout,
+            log_requests=config.log_requests,
+            log_requests_level=config.log_requests_level,
         ),
     )
     ingress = Ingress(

@@ -71,7 +71,13 @@ class _Types:
         found = [SamplingSchema, answers.NativeError, answers.NativeUnauthorized]
         found.append(answers.OpenAiError)
         for endpoint in endpoints:
-            parts = (endpoint.body, endpoint.form, endpoint.query, endpoint.answer)
+            parts = (
+                endpoint.body,
+                endpoint.form,
+                endpoint.query,
+                endpoint.answer,
+                endpoint.refusal,
+            )
             found += [part for part in (*parts, *endpoint.events) if _is_type(part)]
         schemas, self.components = schemas_of(found)
         self._schemas = dict(zip(map(repr, found), schemas, strict=True))
@@ -183,6 +189,8 @@ def _error(status: int, endpoint: Endpoint, types: _Types) -> Json:
     form: Any = answers.OpenAiError if is_openai else answers.NativeError
     if status == 401 and not is_openai:
         form = answers.NativeUnauthorized
+    if status == 400 and endpoint.refusal is not None:
+        form = endpoint.refusal
     response: Json = {
         "description": ERRORS[status],
         "content": {JSON: {"schema": types.schema(form)}},

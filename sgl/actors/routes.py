@@ -13,6 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from sgl.actors.access import Access, Level
+from sgl.actors.admin_routes import AdminRoutes
 from sgl.actors.endpoint import GENERATION, Endpoint, Handler
 from sgl.actors.engine_routes import EngineRoutes
 from sgl.actors.file_routes import FileRoutes
@@ -24,6 +25,7 @@ from sgl.actors.middlewares import forbidden, json_response
 from sgl.actors.openai_calls import OpenAiCalls, ServedModel
 from sgl.actors.openapi import describe
 from sgl.actors.parser_routes import ParserRoutes
+from sgl.actors.session_routes import SessionRoutes
 from sgl.actors.state_routes import StateRoutes
 from sgl.config import ServerConfig
 from sgl.errors import InvalidRequestError
@@ -63,6 +65,8 @@ class Routes:
         calls: OpenAiCalls,
         files: FileRoutes,
         state: StateRoutes,
+        sessions: SessionRoutes,
+        admin: AdminRoutes,
         gate: Gate,
         access: Access,
     ) -> None:
@@ -77,6 +81,8 @@ class Routes:
         self._state = state
         self._files = files
         self._engine = EngineRoutes(front)
+        self._sessions = sessions
+        self._admin = admin
         self.described = describe(self.table(), _version(), access.keys_of)
 
     def table(self) -> list[Endpoint]:
@@ -87,6 +93,8 @@ class Routes:
             *self._token_routes(),
             *self._files.table(),
             *ParserRoutes(self._config, self._calls.answers).table(),
+            *self._sessions.table(),
+            *self._admin.table(),
             *self._engine.table(),
             Endpoint(
                 "GET",
@@ -216,7 +224,7 @@ class Routes:
     async def model_info(self, request: web.Request) -> web.Response:
         return json_response(
             {
-                "model_path": self._model.path,
+                "model_path": self._admin.weights.path,
                 "tokenizer_path": self._model.tokenizer_path,
                 "is_generation": True,
             }
@@ -231,7 +239,7 @@ class Routes:
             "max_req_input_len": limits and limits.max_prompt_len,
         }
         if self._access.allows(request, Level.ADMIN):
-            info = self._config.public_values() | info
+            info = self._config.public_values() | self._admin.settings() | info
         return json_response(info)
 
     async def tokenize(self, request: web.Request) -> web.Response:

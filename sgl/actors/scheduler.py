@@ -5,7 +5,8 @@
                  ◀── OpenText NewTokens ────┘                      └── StepResult ── worker 0
 
 It stays ahead of the worker: while a step runs, the next one is planned and sent already. Orders
-to profile pass through to the workers, between two plans, and their replies back.
+to profile or to show a weight pass through to the workers, between two plans, and their replies
+back; one to replace the weights waits until nothing runs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from sgl.actors.actor import IDLE_WAIT_S, Context
 from sgl.actors.channel import Poller, Receiver, Sender
 from sgl.actors.status_page import SchedulerStatus, StatusPage
 from sgl.actors.step_log import StepLog, open_trace
+from sgl.actors.weights_update import WeightsUpdate
 from sgl.constrained.compiler import Compiled, GrammarCompiler
 from sgl.constrained.matcher import GrammarVocabulary, Matcher, check_json_space
 from sgl.errors import InvalidRequestError, RequestError
@@ -29,6 +31,7 @@ from sgl.messages import (
     EngineReady,
     Finish,
     Generate,
+    GetWeight,
     IngressToScheduler,
     NewTokens,
     OpenText,
@@ -40,6 +43,7 @@ from sgl.messages import (
     StepResult,
     StopProfile,
     TokenDelta,
+    UpdateWeights,
     WorkerReady,
     WorkerToScheduler,
 )
@@ -82,6 +86,7 @@ class Scheduler:
         self.log = log
         self.grammars = grammars
         self.status = status
+        self.update = WeightsUpdate(batcher)
         self.compiling: dict[RequestId, Generate] = {}  # requests that wait for their grammar
         self.outbox: deque[SchedulerToDetokenizer] = deque()  # what the detokenizer had no room for
         self.unsent: list[deque[SchedulerToWorker]] = [deque() for _ in workers]  # for each worker
@@ -121,8 +126,11 @@ class Scheduler:
                 self.abort(message.request_id)
             case Control():
                 self.control(message)
-            case StartProfile() | StopProfile():
+            case StartProfile() | StopProfile() | GetWeight():
                 self.tell_workers(message)
+            case UpdateWeights():
+                if refusal := self.update.ask(message):
+                    self.outbox.append(refusal)
             case _:
                 assert_never(message)
 
@@ -184,6 +192,7 @@ class Scheduler:
                 self.gain(self.batcher.commit(result))
                 self.log.arrived(result.step, self.batcher.totals.num_output_tokens)
             case Reply():
+                self.update.take(result)
                 self.outbox.append(result)
             case WorkerReady():
                 raise AssertionError("a worker got ready twice")
@@ -193,6 +202,8 @@ class Scheduler:
     def launch(self) -> bool:
         """Plan as far ahead as allowed. Clients that read too slowly hold the planning up."""
         self.send_masks()
+        if update := self.update.due():
+            self.tell_workers(update)
         has_planned = False
         while not self.is_blocked and (plan := self.batcher.plan()):
             self.log.planned(plan, self.batcher)
@@ -250,10 +261,12 @@ class Scheduler:
             num_output_tokens=totals.num_output_tokens,
             num_jumped_tokens=totals.num_jumped_tokens,
             num_saved_passes=totals.num_saved_passes,
+            is_loading=self.update.is_under_way,
         )
 
     def _flush_cache(self, call_id: int) -> Reply:
         if self.batcher.flush():
+            self.grammars.forget()
             logger.info("Cache flushed")
             return Reply(call_id, ok=True, text="Cache flushed.")
         text = (

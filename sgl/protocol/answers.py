@@ -327,6 +327,18 @@ class FoundThoughts(TypedDict):
     text: str
 
 
+class WeightsUpdated(TypedDict):
+    success: bool
+    message: str
+
+
+class LogSettings(TypedDict):
+    log_requests: bool
+    log_requests_level: int
+    dump_requests_folder: str
+    dump_requests_threshold: int
+
+
 class Aborted(TypedDict):
     """
     success       there was such a request
@@ -351,6 +363,19 @@ class NativeUnauthorized(TypedDict):
     """The key is missing or wrong, outside `/v1`."""
 
     error: Literal["Unauthorized"]
+
+
+class WeightsRefused(TypedDict):
+    """All is as it was.
+
+    success   false
+    message   what is wrong with the weights
+    error     what is wrong with the request, instead of the two others
+    """
+
+    success: NotRequired[bool]
+    message: NotRequired[str]
+    error: NotRequired[NativeMessage]
 
 
 class OpenAiMessage(TypedDict):

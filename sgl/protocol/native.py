@@ -30,7 +30,8 @@ from sgl.protocol.body import (
 )
 from sgl.protocol.call import GenerationCall, Prompt, PromptCall
 from sgl.protocol.sampling_schema import SamplingFields
-from sgl.sampling_params import WRITTEN_KINDS, Grammar, SamplingParams
+from sgl.protocol.session import SessionParams
+from sgl.sampling_params import MAX_STOPS, WRITTEN_KINDS, Grammar, SamplingParams
 
 MAX_CHOSEN_IDS = 1024  # of token_ids_logprob
 NOT_YET = (
@@ -39,7 +40,6 @@ NOT_YET = (
     "video_data",
     "audio_data",
     "lora_path",
-    "session_params",
     "custom_logit_processor",
 )
 NOT_YET_SAMPLING = ("custom_params",)
@@ -64,6 +64,7 @@ class GenerateBody(msgspec.Struct, kw_only=True):
     return_hidden_states     not supported: must be false
     stream                   answer with server-sent events
     cache_salt               prompts with different salts never share cached KV
+    session_params           where in a session a prompt goes on; a list has one for each prompt
     """
 
     text: str | list[str] | None = None
@@ -78,6 +79,7 @@ class GenerateBody(msgspec.Struct, kw_only=True):
     return_hidden_states: bool | None = False
     stream: bool | None = False
     cache_salt: Salt | None = None
+    session_params: SessionParams | list[SessionParams | None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +111,12 @@ def generate_request(fields: Mapping[str, Any], max_prompts: int | None = None) 
     n = calls[0].sampling.n
     if any(call.sampling.n != n for call in calls):
         raise InvalidRequestError("n must be the same for all prompts of a batch", param="n")
+    if n > 1 and any(call.session for call in calls):
+        raise InvalidRequestError(
+            "a request of a session has one answer, from which others go on: leave out n, or send "
+            "several requests",
+            param="n",
+        )
     salt = body.cache_salt
     call = GenerationCall(
         prompts=calls,
@@ -151,6 +159,7 @@ def _prompt_calls(
         raise InvalidRequestError("rid must be a list for a list of prompts", param="rid")
     samplings = _samplings(body.sampling_params, num)
     rids: list[str] = _spread(body.rid, "", num, "rid")
+    sessions: list[SessionParams | None] = _spread(body.session_params, None, num, "session_params")
     logprobs = _logprob_options(body, num)
     return tuple(
         PromptCall(
@@ -160,8 +169,11 @@ def _prompt_calls(
             rid=rid and check_name(rid, "rid", MAX_RID_CHARS),
             is_length_explicit=sampling.is_length_explicit,
             grammar=sampling.grammar,
+            session=session,
         )
-        for prompt, sampling, options, rid in zip(prompts, samplings, logprobs, rids, strict=True)
+        for prompt, sampling, options, rid, session in zip(
+            prompts, samplings, logprobs, rids, sessions, strict=True
+        )
     )
 
 
@@ -185,6 +197,11 @@ def _sampling(fields: dict[str, Any]) -> _Sampling:
     refuse_unsupported(fields, NOT_YET_SAMPLING)
     others = {*NOT_YET_SAMPLING, *WRITTEN_KINDS}
     known = {name: value for name, value in fields.items() if name not in others}
+    stop = fields.get("stop")
+    if isinstance(stop, list) and len(stop) > MAX_STOPS:
+        raise InvalidRequestError(
+            f"stop must have at most {MAX_STOPS} strings, got {len(stop)}", param="stop"
+        )
     is_explicit = fields.get("max_new_tokens") is not None
     return _Sampling(SamplingParams.from_dict(known), is_explicit, one_grammar(fields))
 

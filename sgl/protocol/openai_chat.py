@@ -57,6 +57,9 @@ class Template(Protocol):
         **options: Any,
     ) -> str: ...
 
+    def begin_answer(self, text: str) -> str:
+        """The beginning of an answer that the client gave, to follow on a prompt."""
+
 
 class ChatBody(SamplingBody, kw_only=True):
     """The fields of `/v1/chat/completions` besides the shared ones.
@@ -170,7 +173,7 @@ def _prompt(
     messages = list(body.messages)
     prefill = ""
     if len(messages) > 1 and messages[-1].role == "assistant" and not messages[-1].tool_calls:
-        prefill = template_messages(messages)[-1]["content"]
+        prefill = template.begin_answer(template_messages(messages)[-1]["content"])
         messages.pop()
     tools = None if use is None else use.shown()
     rendered = _rendered(messages, template, tools, _template_options(body))

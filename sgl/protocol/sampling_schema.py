@@ -15,17 +15,27 @@ from msgspec import Meta
 
 from sgl.protocol.json_schema import reference
 from sgl.protocol.openai_grammar import GrammarBody
-from sgl.sampling_params import WRITTEN_KINDS, SamplingParams, StopText, TokenId
+from sgl.sampling_params import (
+    MAX_STOP_IDS,
+    MAX_STOPS,
+    WRITTEN_KINDS,
+    SamplingParams,
+    StopText,
+    TokenId,
+)
 
 _NAME = "SamplingParams"
-_OR_ONE: dict[str, Any] = {"stop": StopText, "stop_token_ids": TokenId}  # need not be a list
+_OTHER: dict[str, Any] = {  # than the parameters that are made of them
+    "stop": StopText | Annotated[list[StopText], Meta(max_length=MAX_STOPS)],
+    "stop_token_ids": TokenId | Annotated[list[TokenId], Meta(max_length=MAX_STOP_IDS)],
+}
 _DOC = "How to go on, and what the answer must match; null means not given.\n"
 
 
 def _fields() -> Iterator[tuple[str, Any, Any]]:
     hints = get_type_hints(SamplingParams, include_extras=True)
     for field in msgspec.structs.fields(SamplingParams):
-        hint = hints[field.name] | _OR_ONE.get(field.name) | None
+        hint = _OTHER.get(field.name, hints[field.name]) | None
         yield field.name, hint, field.default
     hints = get_type_hints(GrammarBody, include_extras=True)
     for kind in WRITTEN_KINDS:

@@ -59,7 +59,10 @@ class Totals:
 
 
 class Batcher:
-    """Owns the queues. Messages go in through `add` and `end`, plans and deltas come out."""
+    """Owns the queues. Messages go in through `add` and `end`, plans and deltas come out.
+
+    is_held  requests that have not begun stay in the queue
+    """
 
     def __init__(
         self,
@@ -84,6 +87,7 @@ class Batcher:
         self.running: list[Request] = []
         self.in_flight: deque[Step] = deque()
         self.totals = Totals()
+        self.is_held = False
         self._free_rows = list(range(limits.max_rows))
         self._released_rows: list[int] = []
         self._last_decode_rows = b""
@@ -179,6 +183,16 @@ class Batcher:
                 deltas += [delta] if delta else []
         return deltas
 
+    @property
+    def num_begun(self) -> int:
+        """Requests that have run and have not ended; some may be back in the queue."""
+        return len(self.running) + sum(request.num_retractions > 0 for request in self.waiting)
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether no request is in the middle and no step in flight."""
+        return not self.in_flight and not self.num_begun
+
     def flush(self) -> bool:
         """Empty the cache; refused (False) while any request is waiting or running.
 
@@ -243,6 +257,8 @@ class Batcher:
         self.admission.begin(self.running)
         last_arrival = -1
         for request in window:
+            if self.is_held and not request.num_retractions:
+                continue
             if request.is_waiting_for_token or self.admission.waits_for_leader(request):
                 continue
             if not self.admission.try_admit(request, is_alone=not self.running):

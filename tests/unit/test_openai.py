@@ -125,6 +125,25 @@ def test_stops_of_the_template_do_not_outlive_the_request() -> None:
     assert second.call.prompts[0].sampling.stop == template.stop
 
 
+def test_a_request_may_use_up_its_own_stops_beside_those_of_the_template() -> None:
+    template = ChatTemplate.load("llama-2")
+    mine = [f"stop {number}" for number in range(16)]
+    body = orjson.dumps({"messages": HELLO, "stop": mine})
+    stops = parse_chat(body, SERVER, template).call.prompts[0].sampling.stop
+    assert stops == (*mine, *template.stop)
+    with pytest.raises(InvalidRequestError, match="at most 16"):
+        parse_chat(orjson.dumps({"messages": HELLO, "stop": ["x"] * 17}), SERVER, template)
+
+
+def test_an_assistants_last_message_begins_the_answer_in_a_built_in_format() -> None:
+    messages = [*HELLO, {"role": "assistant", "content": "So"}]
+    call = parse_chat(
+        orjson.dumps({"messages": messages}), SERVER, ChatTemplate.load("vicuna_v1.1")
+    ).call
+    assert str(call.prompts[0].prompt).endswith("ASSISTANT: So")
+    assert call.add_special_tokens
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
