@@ -7,6 +7,9 @@ SERVE_STAMP := $(VENV)/installed
 DEV_STAMP := $(VENV)/installed-dev
 ARGS ?=
 TESTS ?=
+JOBS ?= 2
+PYTEST := $(PYTHON_IN_VENV) -m pytest
+SOME_MAY_BE_NONE := || [ $$? -eq 5 ]
 
 .PHONY: serve install test test-gpu lint format docs clean
 
@@ -16,10 +19,11 @@ serve: $(SERVE_STAMP)
 install: $(SERVE_STAMP)
 
 test: $(DEV_STAMP)
-	$(PYTHON_IN_VENV) -m pytest -m "not gpu" $(TESTS)
+	$(PYTEST) -m "not gpu and not alone" --numprocesses $(JOBS) --dist loadscope $(TESTS) $(SOME_MAY_BE_NONE)
+	$(PYTEST) -m "not gpu and alone" $(TESTS) $(SOME_MAY_BE_NONE)
 
 test-gpu: $(DEV_STAMP)
-	$(PYTHON_IN_VENV) -m pytest -m gpu $(TESTS)
+	$(PYTEST) -m gpu $(TESTS)
 
 lint: $(DEV_STAMP)
 	$(PYTHON_IN_VENV) -m ruff check .
@@ -32,6 +36,7 @@ format: $(DEV_STAMP)
 
 docs: $(SERVE_STAMP)
 	$(PYTHON_IN_VENV) scripts/flags_doc.py
+	$(PYTHON_IN_VENV) scripts/parameters_doc.py
 
 $(SERVE_STAMP): setup.cfg pyproject.toml constraints.txt scripts/install
 	scripts/install $(VENV)

@@ -40,8 +40,7 @@ ACCEPTED = (
         "--disable-penalizer", "nothing", "penalties cost nothing while no request uses them"
     ),
     _accepted(
-        "--disable-jump-forward --disable-regex-jump-forward --disable-disk-cache "
-        "--disable-outlines-disk-cache --disable-mla",
+        "--disable-disk-cache --disable-outlines-disk-cache --disable-mla",
         "nothing",
         "this release has nothing that it would turn off",
     ),
@@ -54,7 +53,6 @@ _NO_SPECULATION = "speculative decoding is not in this release; leave it out"
 _NO_COMPILE = "what torch.compile would fuse are single kernels already; leave it out"
 _NO_NODES = "one server runs on one machine in this release; use --tp for its GPUs"
 _ONE_GRAMMAR = "grammars are compiled by llguidance; leave it out"
-_ONE_SPACE = "JSON answers have at most one space where JSON allows any; leave it out"
 _NO_EXPERTS = "mixture-of-experts models are not in this release; use --tp"
 _NO_SPARSITY = "sparse attention is not in this release; leave it out"
 
@@ -134,8 +132,6 @@ REFUSED = (
     _refused("--max-loras-per-batch", "one", "8", _NO_LORA),
     _refused("--lora-backend", "one", "triton", _NO_LORA),
     _refused("--grammar-backend", "one", "llguidance", _ONE_GRAMMAR),
-    _refused("--constrained-json-whitespace-pattern", "one", "", _ONE_SPACE),
-    _refused("--tool-call-parser", "one", "", "tool calls are not in this release; leave it out"),
     _refused("--speculative-algorithm", "one", "none", _NO_SPECULATION),
     _refused(
         "--speculative-draft-model-path --speculative-num-steps --speculative-num-draft-tokens "

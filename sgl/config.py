@@ -21,6 +21,10 @@ Device: TypeAlias = Literal["cuda", "cpu"]
 
 DEMO_MODEL_NAME = "SmolLM2-135M-Instruct"
 
+TOOL_PARSER_SPELLINGS = {"qwen25": "hermes", "qwen": "hermes", "llama3_json": "llama3"}
+REASONING_PARSER_SPELLINGS = {"deepseek_r1": "deepseek-r1"}
+
+_KEYS = ("api_key", "admin_api_key")
 _PICKLED = "such checkpoints are unpickled, which can run code; convert them to safetensors"
 _LATER = "comes with a later release; use auto"
 
@@ -75,6 +79,19 @@ class ServerConfig:
         "serve vectors of texts instead of answers; on by itself for models that give nothing else",
         default=False,
     )
+    tool_call_parser: str = flag(
+        "how the model writes calls of tools",
+        default="auto",
+        choices=("auto", "hermes", "llama3", "mistral", "pythonic"),
+        default_text="auto: found in the chat template",
+        spellings=TOOL_PARSER_SPELLINGS,
+    )
+    reasoning_parser: str | None = flag(
+        "tell what the model thinks from what it answers; deepseek-r1: it always thinks, "
+        "qwen3: it may",
+        choices=("deepseek-r1", "qwen3"),
+        spellings=REASONING_PARSER_SPELLINGS,
+    )
     json_model_override_args: str = flag(
         "JSON object merged into the model's config.json", default="{}", metavar="JSON"
     )
@@ -102,6 +119,9 @@ class ServerConfig:
         is_secret=True,
         metavar="KEY",
     )
+    admin_api_key_file: str | None = flag(
+        "file that holds the admin key, which `ps` then does not show", metavar="FILE"
+    )
     max_body_mb: float = flag("largest request body, in MB", default=64.0, low=0.001)
     file_storage_path: str | None = flag(
         "folder for files and batches of the OpenAI API, made when the first one comes",
@@ -117,6 +137,10 @@ class ServerConfig:
     )
     max_queue_requests: int = flag(
         "requests that may wait before new ones get 503", default=2048, low=1
+    )
+    max_sessions: int = flag("sessions that may be open at a time", default=1024, low=1)
+    session_timeout: float = flag(
+        "seconds after which a session that nobody uses is closed; 0: never", default=3600.0, low=0
     )
     allow_auto_truncate: bool = flag(
         "cut prompts that are too long instead of refusing them", default=False
@@ -249,6 +273,16 @@ class ServerConfig:
     disable_overlap_schedule: bool = flag(
         "wait for each step before planning the next", default=False
     )
+    disable_jump_forward: bool = flag(
+        "sample the text that a grammar forces token by token",
+        default=False,
+        aliases=("--disable-regex-jump-forward",),
+    )
+    constrained_json_whitespace_pattern: str = flag(
+        "regular expression of the space in answers under a JSON schema, wherever JSON allows any",
+        default="[ ]?",
+        metavar="REGEX",
+    )
 
     log_level: str = flag(
         "least severe messages to log",
@@ -256,6 +290,13 @@ class ServerConfig:
         choices=("debug", "info", "warning", "error", "critical"),
     )
     log_requests: bool = flag("log each request when it ends", default=False)
+    log_requests_level: int = flag(
+        "what --log-requests tells: 0 numbers, 1 also parameters and the beginnings of prompt and "
+        "answer, 2 all of them",
+        default=0,
+        low=0,
+        high=2,
+    )
     decode_log_interval: int = flag("log every so many decode steps", default=40, low=1)
     trace_steps: str | None = flag("write one JSON line per step to a file", metavar="FILE")
     watchdog_timeout: float = flag(
@@ -272,12 +313,13 @@ class ServerConfig:
             option.check(getattr(self, option.key))
         if self.chunked_prefill_size == 0:
             raise ConfigError("--chunked-prefill-size must be positive, or -1, got 0")
-        if self.skip_tokenizer_init and self.chat_template:
-            raise ConfigError(
-                "--chat-template needs the tokenizer: leave out one of --chat-template and "
-                "--skip-tokenizer-init"
-            )
-        for key in ("api_key", "admin_api_key"):
+        for key in ("chat_template", "tool_call_parser", "reasoning_parser"):
+            if self.skip_tokenizer_init and getattr(self, key) not in (None, "auto"):
+                name = f"--{key.replace('_', '-')}"
+                raise ConfigError(
+                    f"{name} needs the tokenizer: leave out one of {name} and --skip-tokenizer-init"
+                )
+        for key in _KEYS:
             if getattr(self, key) == "":
                 raise ConfigError(f"--{key.replace('_', '-')} is empty: leave it out or give a key")
         _read_overrides(self.json_model_override_args)
@@ -293,8 +335,9 @@ class ServerConfig:
         if path := values.get("config_file"):
             values = OPTIONS.parse_values(_read_file(str(path))) | values
         inherited = from_environment(FIELD_OPTIONS, os.environ)
-        if "api_key_file" in values:
-            inherited.pop("api_key", None)
+        for key in _KEYS:
+            if f"{key}_file" in values:
+                inherited.pop(key, None)
         return cls._from_values(inherited | values)
 
     @classmethod
@@ -305,10 +348,12 @@ class ServerConfig:
     @classmethod
     def _from_values(cls, values: Mapping[str, Value]) -> ServerConfig:
         known: dict[str, Any] = dict(values)
-        if path := known.get("api_key_file"):
-            if known.get("api_key"):
-                raise ConfigError("--api-key and --api-key-file are both given: leave out one")
-            known["api_key"] = _read_text(path, "--api-key-file").strip()
+        for key in _KEYS:
+            name = f"--{key.replace('_', '-')}"
+            if path := known.get(f"{key}_file"):
+                if known.get(key):
+                    raise ConfigError(f"{name} and {name}-file are both given: leave out one")
+                known[key] = _read_text(path, f"{name}-file").strip()
         return cls(**known)
 
     @property

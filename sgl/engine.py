@@ -21,20 +21,25 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import msgspec
+import orjson
 
 from sgl.actors.channel import Inbox, Receiver, Sender, TickSender
 from sgl.actors.front import Front, FrontOptions
 from sgl.actors.group import ActorGroup
+from sgl.actors.questions import told
+from sgl.actors.served_weights import ServedWeights
 from sgl.config import ServerConfig
-from sgl.errors import ActorDiedError, EngineError, InvalidRequestError
-from sgl.messages import DetokenizerToIngress, IngressToScheduler, Reply
+from sgl.errors import ActorDiedError, EngineError
+from sgl.messages import DetokenizerToIngress, IngressToScheduler
 from sgl.models.config import ModelConfig
+from sgl.protocol.administration import WeightRequest, WeightsRequest
 from sgl.protocol.body import convert
 from sgl.protocol.call import Answer
 from sgl.protocol.encode import EncodeReply, EncodeRequest, encode_request
 from sgl.protocol.native import GenerateRequest, generate_request
 from sgl.protocol.native_reply import NativeReply
 from sgl.protocol.profile import ProfileRequest
+from sgl.protocol.session import OpenSession
 from sgl.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -143,11 +148,37 @@ class Engine:
             "activities": activities,
         }
         wanted = convert(fields, ProfileRequest)
-        return _told(self._submit(self._front.start_profile(wanted)).result())
+        return told(self._submit(self._front.start_profile(wanted)).result())
 
     def stop_profile(self) -> str:
         """Write what was recorded and say where; raises InvalidRequestError if nothing was."""
-        return _told(self._submit(self._front.stop_profile()).result())
+        return told(self._submit(self._front.stop_profile()).result())
+
+    def update_weights_from_disk(
+        self, model_path: str | os.PathLike[str], load_format: str | None = None
+    ) -> str:
+        """Replace the weights by those of another checkpoint of the model, once nothing runs.
+
+        Requests that come meanwhile wait. Raises InvalidRequestError, and all is as it was.
+        """
+        fields = {"model_path": os.fspath(model_path), "load_format": load_format}
+        return self._submit(self._weights.update(convert(fields, WeightsRequest))).result()
+
+    def get_weights_by_name(self, name: str, truncate_size: int = 100) -> list[Any]:
+        """The first rows of a weight, called as in its checkpoint; raises InvalidRequestError."""
+        wanted = convert({"name": name, "truncate_size": truncate_size}, WeightRequest)
+        rows: list[Any] = orjson.loads(self._submit(self._weights.show(wanted)).result())
+        return rows
+
+    def open_session(self, capacity_of_str_len: int, session_id: str | None = None) -> str:
+        """The id of a new session, for `session_params` of `generate`; raises RequestError."""
+        fields = {"capacity_of_str_len": capacity_of_str_len, "session_id": session_id}
+        wanted = convert(fields, OpenSession)
+        return self._submit(_call(lambda: self._front.open_session(wanted))).result()
+
+    def close_session(self, session_id: str) -> None:
+        """Forget a session; nothing happens if it is not open."""
+        self._submit(_call(lambda: self._front.sessions.close(session_id))).result()
 
     def get_server_info(self) -> dict[str, Any]:
         """The settings, and the scheduler's numbers at this moment."""
@@ -155,7 +186,8 @@ class Engine:
             raise EngineError("the engine was shut down")
         status = self._group.status.read()
         limits = {"max_total_num_tokens": self._front.max_total_tokens}
-        return self._config.public_values() | limits | msgspec.structs.asdict(status)
+        settings = self._config.public_values() | self._weights.settings()
+        return settings | limits | msgspec.structs.asdict(status)
 
     def shutdown(self) -> None:
         """End the engine's processes. May be called more than once."""
@@ -234,8 +266,13 @@ class Engine:
                 stream_interval=config.stream_interval,
                 allow_auto_truncate=config.allow_auto_truncate,
                 is_pooled=model.is_pooled,
+                max_sessions=config.max_sessions,
+                session_timeout=config.session_timeout,
+                log_requests=config.log_requests,
+                log_requests_level=config.log_requests_level,
             ),
         )
+        self._weights = ServedWeights(config, model_path, self._front)
         self._inbox = Inbox(self._loop, lambda error: self._front.engine_died(repr(error)))
         reader = group.open_reader("detokenizer->ingress")
         self._inbox.add(Receiver(reader, DetokenizerToIngress), self._front.receive)
@@ -314,10 +351,9 @@ def _request(
     return generate_request(named | fields)
 
 
-def _told(reply: Reply) -> str:
-    if not reply.ok:
-        raise InvalidRequestError(reply.text)
-    return reply.text
+async def _call(work: Callable[[], T]) -> T:
+    """For what must happen on the engine's loop."""
+    return work()
 
 
 def _raise_failure(answers: Sequence[Answer]) -> None:

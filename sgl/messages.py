@@ -2,7 +2,8 @@
 
     ingress ── Generate Embed Abort ────▶ scheduler ── StepPlan ──▶ worker (one ring per rank)
        ▲       Control Start-, StopProfile │   ▲  ▲    TokenMasks      │
-       │                                   │   │  │    Start-, StopProfile
+       │       UpdateWeights GetWeight     │   │  │    Start-, StopProfile
+       │                                   │   │  │    UpdateWeights GetWeight
        │                                   │   │  └── WorkerReady StepResult Reply (rank 0)
        │           OpenText NewTokens Reply│   │ Stop
        │                     EngineReady   ▼   │
@@ -104,6 +105,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True, array_like=True):
     namespace       first part of the radix key: requests in different ones never share KV
     text_interval   send text every so many tokens; 0 sends all of it at the end
     grammar         what the answer must match
+    kept_ids        special tokens that leave text even if the others do not
     """
 
     request_id: RequestId
@@ -113,6 +115,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True, array_like=True):
     namespace: str = ""
     text_interval: int = 1
     grammar: Grammar | None = None
+    kept_ids: tuple[int, ...] = ()
 
 
 class Embed(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -159,6 +162,25 @@ class StopProfile(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Write what was recorded; rank 0's `Reply` says where it is."""
 
     call_id: int
+
+
+class UpdateWeights(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Load another checkpoint of the same model; rank 0 answers with a `Reply`.
+
+    It reaches the workers once all requests that run have ended; others wait.
+    """
+
+    call_id: int
+    path: str
+    load_format: Literal["auto", "safetensors", "gguf", "dummy"] = "auto"
+
+
+class GetWeight(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Show a weight, named as in its checkpoint; rank 0's `Reply` has the first rows as JSON."""
+
+    call_id: int
+    name: str
+    max_rows: int
 
 
 # ── scheduler to worker and back ────────────────────────────────────────────────────────────────
@@ -278,6 +300,7 @@ class OpenText(msgspec.Struct, frozen=True, tag=True, array_like=True):
     skip_special_tokens: bool = True
     no_stop_trim: bool = False
     interval: int = 1
+    kept_ids: tuple[int, ...] = ()
 
 
 class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
@@ -334,7 +357,7 @@ class NewText(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Reply(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Answer to a `Control`, `StartProfile` or `StopProfile`, with the same `call_id`.
+    """Answer to a message that has a `call_id`, with the same one.
 
     It goes through the detokenizer so that it cannot overtake text.
     """
@@ -381,8 +404,11 @@ class EngineDied(msgspec.Struct, frozen=True, tag=True, array_like=True):
     message: str
 
 
-IngressToScheduler: TypeAlias = Generate | Embed | Abort | Control | StartProfile | StopProfile
-SchedulerToWorker: TypeAlias = StepPlan | TokenMasks | StartProfile | StopProfile
+Question: TypeAlias = Control | StartProfile | StopProfile | UpdateWeights | GetWeight
+IngressToScheduler: TypeAlias = Generate | Embed | Abort | Question
+SchedulerToWorker: TypeAlias = (
+    StepPlan | TokenMasks | StartProfile | StopProfile | UpdateWeights | GetWeight
+)
 WorkerToScheduler: TypeAlias = WorkerReady | StepResult | Reply
 SchedulerToDetokenizer: TypeAlias = OpenText | NewTokens | Reply | EngineReady
 DetokenizerToScheduler: TypeAlias = Stop

@@ -26,7 +26,8 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 
 class SchedulerStatus(Protocol):
-    """The scheduler's numbers at one moment; `num_steps` grows while it makes progress."""
+    """The scheduler's numbers at one moment; `num_steps` grows while it makes progress, unless the
+    workers replace their weights (`is_loading`)."""
 
     @property
     def num_running_reqs(self) -> float: ...
@@ -45,7 +46,13 @@ class SchedulerStatus(Protocol):
     @property
     def num_retractions(self) -> float: ...
     @property
+    def num_jumped_tokens(self) -> float: ...
+    @property
+    def num_saved_passes(self) -> float: ...
+    @property
     def num_steps(self) -> float: ...
+    @property
+    def is_loading(self) -> float: ...
 
 
 class StatusPage(Protocol):
@@ -138,9 +145,12 @@ class Metrics(Collector):
             gauge = GaugeMetricFamily(PREFIX + name, text, labels=list(self._labels))
             gauge.add_metric(list(self._labels.values()), value)
             yield gauge
-        yield self._counter(
-            "num_retractions", "Times a request lost its KV.", status.num_retractions
-        )
+        for name, text, count in (
+            ("num_retractions", "Times a request lost its KV.", status.num_retractions),
+            ("jump_forward_tokens", "Tokens that were forced.", status.num_jumped_tokens),
+            ("jump_forward_passes_saved", "Passes not needed for them.", status.num_saved_passes),
+        ):
+            yield self._counter(name, text, count)
 
     def _counters(self) -> Iterator[Metric]:
         counts = self._counts

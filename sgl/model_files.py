@@ -27,6 +27,12 @@ def resolve_model_path(config: ServerConfig) -> str:
     return _resolve(config.model_path, "--model-path", patterns, config)
 
 
+def resolve_new_weights(name: str, load_format: str, config: ServerConfig) -> str:
+    """As `resolve_model_path`, for a model that is to replace the one of `config`."""
+    patterns = _TEXT_FILES if load_format == "dummy" else [*_TEXT_FILES, "*.safetensors"]
+    return _resolve(name, "model_path", patterns, config)
+
+
 def resolve_tokenizer_path(config: ServerConfig, model_path: str) -> str:
     """As `resolve_model_path`, for the tokenizer; `model_path` is what that returned."""
     if config.tokenizer_path is None:
@@ -72,7 +78,7 @@ def _resolve(name: str, flag_name: str, patterns: list[str], config: ServerConfi
 def _checked(path: Path, flag_name: str) -> str:
     """`path` as an absolute one, when it can hold a model or tokenizer."""
     files = ["tokenizer.json", "tokenizer_config.json"]
-    if flag_name == "--model-path":
+    if flag_name in ("--model-path", "model_path"):
         files = ["config.json"]
     if path.is_dir() and not any((path / name).is_file() for name in files):
         raise ConfigError(

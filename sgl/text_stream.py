@@ -13,7 +13,7 @@ longest. The work per token is constant: nothing is ever decoded twice.
 from __future__ import annotations
 
 from codecs import utf_8_decode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -37,10 +37,12 @@ class TextStream:
         stop: tuple[str, ...] = (),
         skip_special_tokens: bool = True,
         no_stop_trim: bool = False,
+        kept_ids: Sequence[int] = (),
     ) -> None:
+        """`kept_ids` leave text though they may be special tokens."""
         self.num_tokens = 0
         self.matched: str | None = None
-        self._bytes_of = tokenizer.byte_table(skip_special_tokens).get
+        self._bytes_of = _bytes_of(tokenizer, skip_special_tokens, kept_ids)
         self._no_stop_trim = no_stop_trim
         self._started = b""  # bytes of a character whose end has not come yet
         self._stops = stop_strings(stop) if stop else None
@@ -101,6 +103,18 @@ class TextStream:
         num_shown = len(text) - stops.depth[self._state]
         self._held = text[num_shown:]
         return text[:num_shown]
+
+
+def _bytes_of(
+    tokenizer: TokenBytes, skip_special_tokens: bool, kept_ids: Sequence[int]
+) -> Callable[[int, bytes], bytes]:
+    """What a token adds to the text, or the second argument."""
+    table = tokenizer.byte_table(skip_special_tokens)
+    if not (skip_special_tokens and kept_ids):
+        return table.get
+    whole = tokenizer.byte_table(False)
+    kept = {token_id: whole[token_id] for token_id in kept_ids if token_id in whole}
+    return lambda token_id, missing: kept.get(token_id) or table.get(token_id, missing)
 
 
 ROOT = 0

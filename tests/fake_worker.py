@@ -32,43 +32,68 @@ def expected_output(prompt, max_new_tokens, eos_ids=frozenset()) -> list[int]:
 
 class FakeMatcher:
     """A grammar: after a token that divides by three an even one must come, else an odd one; it
-    ends with `last`."""
+    ends with `last`.
+
+    opening  what it begins with
+    runs     every so many numbers there is one that three others must follow
+    """
 
     num_words = 2
     error = ""
 
-    def __init__(self, last: int = -1) -> None:
+    def __init__(self, last=-1, *, opening=(), runs=0) -> None:
         self.last = last
-        self.before = 0
-        self.has_ended = False
+        self.opening = list(opening)
+        self.runs = runs
+        self.taken: list[int] = []
 
     @property
-    def parity(self) -> int:
-        return int(self.before % 3 != 0)
+    def has_ended(self) -> bool:
+        return self.taken[-1:] == [self.last]
+
+    def forced(self) -> list[int]:
+        left = self.opening
+        for token_id in self.taken:
+            left = left[1:] or self._run(token_id)
+        return left
 
     def take(self, ids) -> bool:
         for token_id in ids:
-            if token_id % 2 != self.parity:
+            if token_id not in self.allowed():
                 return False
-            self.before, self.has_ended = token_id, token_id == self.last
+            self.taken.append(token_id)
         return True
 
+    def take_back(self, num_tokens: int) -> None:
+        del self.taken[len(self.taken) - num_tokens :]
+
+    def allowed(self) -> list[int]:
+        if forced := self.forced():
+            return forced[:1]
+        before = self.taken[-1] if self.taken else 0
+        return [token_id for token_id in range(VOCAB) if token_id % 2 == (before % 3 != 0)]
+
     def write_mask(self, words_W: np.ndarray) -> None:
-        bits = np.arange(VOCAB) % 2 == self.parity
-        words_W[:] = np.packbits(np.resize(bits, 64), bitorder="little").view(np.int32)
+        bits = np.isin(np.arange(32 * self.num_words), self.allowed())
+        words_W[:] = np.packbits(bits, bitorder="little").view(np.int32)
+
+    def _run(self, begin: int) -> list[int]:
+        if not self.runs or begin % self.runs != 1:
+            return []
+        return [(begin + step) % VOCAB for step in (20, 23, 26)]
 
 
-def masked_output(prompt, max_new_tokens, last=-1) -> list[int]:
+def masked_output(prompt, max_new_tokens, last=-1, **options) -> list[int]:
     """What a request with this grammar must get."""
-    tokens, matcher = list(prompt), FakeMatcher(last)
-    while len(tokens) - len(prompt) < max_new_tokens and not matcher.has_ended:
-        tokens.append(next_allowed(next_token(tokens), matcher.parity))
-        assert matcher.take(tokens[-1:])
-    return tokens[len(prompt) :]
+    matcher = FakeMatcher(last, **options)
+    while len(matcher.taken) < max_new_tokens and not matcher.has_ended:
+        token = next_allowed(next_token([*prompt, *matcher.taken]), matcher.allowed())
+        assert matcher.take([token])
+    return matcher.taken
 
 
-def next_allowed(token: int, parity: int) -> int:
-    return token if token % 2 == parity else (token + 1) % VOCAB
+def next_allowed(token: int, allowed: list[int]) -> int:
+    return next(one % VOCAB for one in range(token, token + VOCAB) if one % VOCAB in allowed)
 
 
 def vector_of(token_ids) -> bytes:
@@ -156,9 +181,8 @@ class FakeWorker:
         token = next_token(self.tokens[row])
         mask = self.masks.get(self.num_sampled)
         self.num_sampled += 1
-        if mask is not None and not mask[token]:
-            token = (token + 1) % VOCAB
-            assert mask[token]
+        if mask is not None:
+            token = next_allowed(token, mask.nonzero()[0].tolist())
         self.tokens[row].append(token)
         return token
 

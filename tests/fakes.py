@@ -20,6 +20,7 @@ from sgl.messages import (
     EngineReady,
     Finish,
     Generate,
+    GetWeight,
     IngressToScheduler,
     Logprobs,
     NewText,
@@ -27,6 +28,7 @@ from sgl.messages import (
     StartProfile,
     StopProfile,
     TextDelta,
+    UpdateWeights,
     pack,
     unpack,
 )
@@ -84,9 +86,12 @@ class _Running:
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     num_told: int = 0  # characters and tokens the front has got
+    script: str | None = None  # its answer, instead of successors
 
     @property
     def next_id(self) -> int:
+        if self.script is not None:
+            return ord(self.script[len(self.token_ids)])
         last = self.token_ids[-1] if self.token_ids else unpack(self.message.prompt_ids)[-1]
         return (last + 1) % VOCAB_SIZE
 
@@ -95,6 +100,8 @@ class _Running:
         sampling = self.message.sampling
         if sampling.max_new_tokens == 0:
             return Finish("length", length=0)
+        if self.script is not None and len(self.token_ids) == len(self.script):
+            return Finish("stop", matched=0)
         token_id = self.next_id
         self.token_ids.append(token_id)
         if token_id in sampling.stop_token_ids:
@@ -123,6 +130,8 @@ class FakeEngine:
         self.embedded: list[Embed] = []
         self.aborted: list[int] = []
         self.controls: list[str] = []
+        self.script: str | None = None  # what it says from now on, letter by letter
+        self.updates: list[UpdateWeights] = []
         self.profile: StartProfile | StopProfile | None = None  # the one that is running
         self._step_s = step_s
         self._running: dict[int, _Running] = {}
@@ -146,7 +155,7 @@ class FakeEngine:
             match message:
                 case Generate():
                     self.seen.append(message)
-                    self._running[message.request_id] = _Running(message)
+                    self._running[message.request_id] = _Running(message, script=self.script)
                 case Embed():
                     self.embedded.append(message)
                     self._embedding[message.request_id] = message
@@ -158,6 +167,12 @@ class FakeEngine:
                     self._control(message)
                 case StartProfile() | StopProfile():
                     self._profile(message)
+                case UpdateWeights():
+                    self._update(message)
+                case GetWeight():
+                    is_known = message.name == "norm.weight"
+                    text = f"[{message.max_rows}.5]" if is_known else "no such weight"
+                    self.text.sender.send(Reply(message.call_id, is_known, text))
         self._work.set()
 
     async def run(self) -> None:
@@ -181,6 +196,11 @@ class FakeEngine:
         ok = not self._running
         text = "Cache flushed." if ok else "requests are running"
         self.text.sender.send(Reply(message.call_id, ok, text))
+
+    def _update(self, message: UpdateWeights) -> None:
+        is_good = "good" in message.path
+        self.updates.append(message)
+        self.text.sender.send(Reply(message.call_id, is_good, "Loaded." if is_good else "torn"))
 
     def _profile(self, message: StartProfile | StopProfile) -> None:
         is_start = isinstance(message, StartProfile)

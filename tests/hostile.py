@@ -84,7 +84,7 @@ NATIVE: dict[str, list[Any]] = {
     "image_data": ["file:///etc/passwd", "http://169.254.169.254/", ["x"]],
     "input_embeds": [[[0.1]], "x"],
     "lora_path": ["x", "../../etc"],
-    "session_params": [{"id": "x"}],
+    "session_params": [{}, 5, "x", {"id": ""}, {"id": "x", "who": 1}, {"id": "x", "offset": "1"}],
     "custom_logit_processor": ["gASV"],
     "cache_salt": [5, "", "x" * 1000, "a\x00b"],
 }
@@ -170,7 +170,9 @@ CHAT_ONLY: dict[str, list[Any]] = {
     "logprobs": ["x", 5],
     "top_logprobs": [5, -1, "x"],
     "max_completion_tokens": ["x", -1],
-    "tools": [[{"type": "function"}], "x", [5]],
+    "tools": [[{"type": "function"}], "x", [5], [{"function": {"name": "\n"}}]],
+    "tool_choice": ["required", "x", 5, {}, {"function": {"name": "f"}}],
+    "parallel_tool_calls": ["x"],
     "response_format": [5, {}, {"type": 5}, {"type": "xml"}, {"type": "json_schema"}],
     "chat_template_kwargs": [5, {"messages": []}, {"self": 1}, {"tools": 1}],
 }
@@ -195,6 +197,52 @@ EMBEDDING_FIELDS: dict[str, list[Any]] = {
     "add_special_tokens": ["no"],
     "lora_path": ["x"],
 }
+# body after body for routes that are not about generation; all are wrong
+OTHERS: dict[str, list[Any]] = {
+    "/open_session": [
+        {},
+        {"capacity_of_str_len": 0},
+        {"capacity_of_str_len": -1},
+        {"capacity_of_str_len": "many"},
+        {"capacity_of_str_len": 1e300},
+        {"capacity_of_str_len": 10, "session_id": ""},
+        {"capacity_of_str_len": 10, "session_id": "a\r\nb"},
+        {"capacity_of_str_len": 10, "session_id": "x" * 1000},
+        [],
+    ],
+    "/close_session": [{}, {"session_id": 5}, {"session_id": ""}, "x"],
+    "/update_weights_from_disk": [
+        {},
+        {"model_path": ""},
+        {"model_path": 5},
+        {"model_path": "/nowhere/at/all"},
+        {"model_path": "/etc/passwd"},
+        {"model_path": "a\u0000b"},
+        {"model_path": "x", "load_format": "pt"},
+        {"model_path": "x" * 5000},
+    ],
+    "/get_weights_by_name": [
+        {},
+        {"name": 5},
+        {"name": ""},
+        {"name": "no.such.weight"},
+        {"name": "x" * 4096},
+        {"name": "model.norm.weight", "truncate_size": 0},
+        {"name": "model.norm.weight", "truncate_size": HUGE},
+        {"name": "model.norm.weight", "truncate_size": "x"},
+    ],
+    "/configure_logging": [
+        {"log_requests": "yes"},
+        {"log_requests_level": 3},
+        {"log_requests_level": -1},
+        {"dump_requests_folder": 5},
+        {"dump_requests_folder": "/proc/nowhere"},
+        {"dump_requests_folder": "/etc/passwd"},
+        {"dump_requests_folder": "a\u0000b"},
+        {"dump_requests_threshold": 0},
+        {"dump_requests_threshold": HUGE},
+    ],
+}
 NESTED = b"[" * 50_000 + b"]" * 50_000
 
 
@@ -207,6 +255,9 @@ def hostile_requests(vocab_size: int, max_chars: int = 5_000_000) -> Iterator[Ho
     for path, special in ((COMPLETIONS, COMPLETION_ONLY), (CHAT, CHAT_ONLY)):
         yield from _with_fields(path, OPENAI)
         yield from _with_fields(path, special)
+    for path, bodies in OTHERS.items():
+        for body in bodies:
+            yield _request(path, "body", body, body)
 
 
 def hostile_vector_requests(
@@ -250,7 +301,7 @@ def _with_fields(path: str, fields: dict[str, list[Any]]) -> Iterator[HostileReq
             yield _request(path, name, value, ALL_GOOD[path] | {name: value})
 
 
-def _request(path: str, field: str, value: Any, body: dict[str, Any]) -> HostileRequest:
+def _request(path: str, field: str, value: Any, body: Any) -> HostileRequest:
     return HostileRequest(f"{path} {field}={value!r:.60}", path, json.dumps(body).encode())
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import queue
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +84,7 @@ async def server(
     is_open: bool = True,
     max_messages: int | None = None,
     vector_sizes: Sequence[int] = (),
+    template: str = TEMPLATE,
     **flags: Any,
 ) -> AsyncIterator[Server]:
     """`vector_sizes`: the model gives vectors, and they can be so long."""
@@ -92,12 +95,20 @@ async def server(
         tokenizer_path="letters",
         context_len=CONTEXT_LEN,
         tokenizer=LetterTokenizer(),
-        chat_template=ChatTemplate(TEMPLATE),
+        chat_template=ChatTemplate(template),
         vector_sizes=vector_sizes,
     )
-    options = {"context_len": CONTEXT_LEN, "is_pooled": bool(vector_sizes)}
     async with (
-        connected_front(engine, is_open=is_open, **options) as front,
+        connected_front(
+            engine,
+            is_open=is_open,
+            context_len=CONTEXT_LEN,
+            is_pooled=bool(vector_sizes),
+            max_sessions=config.max_sessions,
+            session_timeout=config.session_timeout,
+            log_requests=config.log_requests,
+            log_requests_level=config.log_requests_level,
+        ) as front,
         aiohttp.ClientSession() as http,
     ):
         ingress = Ingress(config, model, front, FakePage())
@@ -112,6 +123,27 @@ async def server(
         finally:
             ingress.receive([Drain(0.0, 0.0)])
             await task
+
+
+@contextmanager
+def in_thread(**flags: Any) -> Iterator[Server]:
+    """A server on a thread of its own, for clients that block."""
+    made: queue.Queue[tuple[Server, asyncio.AbstractEventLoop, asyncio.Event]] = queue.Queue()
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        async with server(**flags) as s:
+            made.put((s, asyncio.get_running_loop(), stop))
+            await stop.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    running, loop, stop = made.get(timeout=10)
+    try:
+        yield running
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
 
 
 async def is_ready(server: Server) -> None:

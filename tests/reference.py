@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class Comparison:
     """
 
     mode: str
-    report: list[str]
+    report: Callable[[str], None]
     tie: float = TIE
     max_excused: int = 1
     started: float = field(default_factory=time.monotonic)
@@ -94,7 +95,7 @@ class Comparison:
     def done(self, num_expected: int) -> None:
         """Nothing was wrong, and nothing was left out."""
         num_compared = self.num_equal + len(self.excused) + len(self.wrong)
-        self.report.append(
+        self.report(
             f"{self.mode}: {num_compared} compared, {self.num_equal} equal, "
             f"{len(self.excused)} excused, {time.monotonic() - self.started:.1f} s"
         )

@@ -21,6 +21,8 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+API_KEY, ADMIN_KEY = "api_key", "admin_key"
+
 
 class Level(Enum):
     PUBLIC = auto()
@@ -44,6 +46,17 @@ class Access:
                 return self._api_digest is None or self._has_any_key(request)
             case Level.ADMIN:
                 return self._allows_admin(request)
+
+    def keys_of(self, level: Level) -> list[str]:
+        """What the keys are called that open `level`; none: nobody needs one."""
+        has_api, has_admin = self._api_digest is not None, self._admin_digest is not None
+        match level:
+            case Level.PUBLIC:
+                return []
+            case Level.API:
+                return [API_KEY, *([ADMIN_KEY] if has_admin else [])] if has_api else []
+            case Level.ADMIN:
+                return [ADMIN_KEY] if has_admin else [API_KEY] if has_api else []
 
     def _allows_admin(self, request: web.Request) -> bool:
         if self._admin_digest is not None:

@@ -54,7 +54,7 @@ class StallWatch:
         self.is_stalled = False
 
     def look(self, status: SchedulerStatus, now: float) -> None:
-        has_work = status.num_running_reqs + status.num_queue_reqs > 0
+        has_work = status.num_running_reqs + status.num_queue_reqs > 0 and not status.is_loading
         if not has_work or status.num_steps != self._num_steps:
             self._num_steps, self._since = status.num_steps, None
         elif self._since is None:

@@ -156,7 +156,11 @@ class _Stream:
         self._text: TextStream | None = None
         if tokenizer is not None:
             self._text = TextStream(
-                tokenizer, opened.stop, opened.skip_special_tokens, opened.no_stop_trim
+                tokenizer,
+                opened.stop,
+                opened.skip_special_tokens,
+                opened.no_stop_trim,
+                opened.kept_ids,
             )
 
     @property

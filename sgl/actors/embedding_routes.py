@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from sgl.actors.access import Level
-from sgl.actors.file_routes import Route
+from sgl.actors.endpoint import GENERATION, Endpoint
 from sgl.actors.front import Front
 from sgl.actors.gate import Gate
 from sgl.actors.http_answer import whole_answer
@@ -13,8 +13,10 @@ from sgl.actors.http_body import read_body
 from sgl.actors.middlewares import json_response
 from sgl.actors.openai_calls import OpenAiCalls
 from sgl.config import ServerConfig
+from sgl.protocol.answers import Embeddings, EncodedText
 from sgl.protocol.call import GenerationCall, WholeReply
-from sgl.protocol.encode import EncodeReply, parse_encode
+from sgl.protocol.encode import EncodeBody, EncodeReply, parse_encode
+from sgl.protocol.openai_embeddings import EmbeddingsBody
 
 
 class EmbeddingRoutes:
@@ -27,11 +29,37 @@ class EmbeddingRoutes:
         self._calls = calls
         self._gate = gate
 
-    def table(self) -> list[Route]:
+    def table(self) -> list[Endpoint]:
+        encode = [
+            Endpoint(
+                "POST PUT",
+                path,
+                Level.API,
+                self.encode,
+                summary,
+                body=EncodeBody,
+                example={"text": "The capital of France is Paris."},
+                answer=EncodedText | list[EncodedText],
+                errors=GENERATION,
+            )
+            for path, summary in (
+                ("/encode", "A vector of one text or of many"),
+                ("/classify", "The same as /encode; of a classifier, scores"),
+            )
+        ]
         return [
-            ("POST PUT", "/encode", Level.API, self.encode),
-            ("POST PUT", "/classify", Level.API, self.encode),
-            ("POST", "/v1/embeddings", Level.API, self.embeddings),
+            *encode,
+            Endpoint(
+                "POST",
+                "/v1/embeddings",
+                Level.API,
+                self.embeddings,
+                "A vector of one text or of many",
+                body=EmbeddingsBody,
+                example={"input": "The capital of France is Paris."},
+                answer=Embeddings,
+                errors=(*GENERATION, 499),
+            ),
         ]
 
     async def encode(self, request: web.Request) -> web.Response:

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import wraps
-from typing import TypeAlias
 from urllib.parse import quote
 
 from aiohttp import web
 
 from sgl.actors.access import Level
 from sgl.actors.batches import Batches
+from sgl.actors.endpoint import NOT_READY, REFUSED, Endpoint, Handler
 from sgl.actors.file_store import FileStore
 from sgl.actors.gate import Gate
 from sgl.actors.http_body import read_body, receive_file
 from sgl.actors.middlewares import json_response
 from sgl.errors import EngineError
-from sgl.protocol.batches import MAX_LISTED_BATCHES, parse_batch
-from sgl.protocol.files import MAX_LISTED_FILES, deleted_file, page, parse_page_query
+from sgl.protocol.batches import BatchBody, BatchQuery, parse_batch
+from sgl.protocol.file_answers import BatchList, BatchObject, DeletedFile, FileList, FileObject
+from sgl.protocol.files import FileQuery, UploadForm, deleted_file, page, parse_query
 
 logger = logging.getLogger(__name__)
 
 MAX_BATCH_BODY_BYTES = 2**17
-NUM_LISTED_BATCHES = 20  # unless the client says how many
-
-Handler: TypeAlias = "Callable[[web.Request], Awaitable[web.StreamResponse]]"
-Route: TypeAlias = "tuple[str, str, Level, Handler]"
 
 
 class FileRoutes:
@@ -38,30 +35,102 @@ class FileRoutes:
         self._batches = batches
         self._gate = gate
 
-    def table(self) -> list[Route]:
-        rows: list[tuple[str, str, Handler]] = [
-            ("POST", "/v1/files", self.upload),
-            ("GET", "/v1/files", self.list_files),
-            ("GET", "/v1/files/{id}", self.one_file),
-            ("DELETE", "/v1/files/{id}", self.delete_file),
-            ("GET", "/v1/files/{id}/content", self.content),
-            ("POST", "/v1/batches", self.create_batch),
-            ("GET", "/v1/batches", self.list_batches),
-            ("GET", "/v1/batches/{id}", self.one_batch),
-            ("POST", "/v1/batches/{id}/cancel", self.cancel_batch),
+    def table(self) -> list[Endpoint]:
+        rows = [
+            Endpoint(
+                "POST",
+                "/v1/files",
+                Level.API,
+                self.upload,
+                "Store a file",
+                form=UploadForm,
+                answer=FileObject,
+            ),
+            Endpoint(
+                "GET",
+                "/v1/files",
+                Level.API,
+                self.list_files,
+                "All files, page by page",
+                query=FileQuery,
+                answer=FileList,
+            ),
+            Endpoint(
+                "GET",
+                "/v1/files/{id}",
+                Level.API,
+                self.one_file,
+                "What is known of a file",
+                answer=FileObject,
+            ),
+            Endpoint(
+                "DELETE",
+                "/v1/files/{id}",
+                Level.API,
+                self.delete_file,
+                "Delete a file",
+                answer=DeletedFile,
+                errors=REFUSED,
+            ),
+            Endpoint(
+                "GET",
+                "/v1/files/{id}/content",
+                Level.API,
+                self.content,
+                "The bytes of a file",
+                answer="application/octet-stream",
+            ),
+            Endpoint(
+                "POST",
+                "/v1/batches",
+                Level.API,
+                self.create_batch,
+                "Answer all lines of a file",
+                body=BatchBody,
+                answer=BatchObject,
+                errors=NOT_READY,
+            ),
+            Endpoint(
+                "GET",
+                "/v1/batches",
+                Level.API,
+                self.list_batches,
+                "All batches, page by page",
+                query=BatchQuery,
+                answer=BatchList,
+            ),
+            Endpoint(
+                "GET",
+                "/v1/batches/{id}",
+                Level.API,
+                self.one_batch,
+                "How far a batch is",
+                answer=BatchObject,
+            ),
+            Endpoint(
+                "POST",
+                "/v1/batches/{id}/cancel",
+                Level.API,
+                self.cancel_batch,
+                "End a batch early",
+                answer=BatchObject,
+                errors=REFUSED,
+            ),
         ]
-        return [(method, path, Level.API, _tells_of_disk(row)) for method, path, row in rows]
+        return [
+            replace(row, handler=_tells_of_disk(row.handler), errors=(*row.errors, 500))
+            for row in rows
+        ]
 
     async def upload(self, request: web.Request) -> web.StreamResponse:
         record = await receive_file(request, self._files)
         return json_response(record.show())
 
     async def list_files(self, request: web.Request) -> web.StreamResponse:
-        query = parse_page_query(request.query, default=MAX_LISTED_FILES, most=MAX_LISTED_FILES)
-        purpose = request.query.get("purpose")
+        query = parse_query(request.query, FileQuery)
         records = await asyncio.to_thread(self._files.all)
-        if purpose is not None:
-            records = [record for record in records if record.purpose == purpose]
+        if query.purpose is not None:
+            records = [record for record in records if record.purpose == query.purpose]
         return json_response(page(records, query))
 
     async def one_file(self, request: web.Request) -> web.StreamResponse:
@@ -90,7 +159,7 @@ class FileRoutes:
         return json_response(record.show())
 
     async def list_batches(self, request: web.Request) -> web.StreamResponse:
-        query = parse_page_query(request.query, default=NUM_LISTED_BATCHES, most=MAX_LISTED_BATCHES)
+        query = parse_query(request.query, BatchQuery)
         return json_response(page(await self._batches.all(), query))
 
     async def one_batch(self, request: web.Request) -> web.StreamResponse:

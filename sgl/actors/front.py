@@ -1,7 +1,7 @@
 """The client's side of the engine, inside one event loop: calls in, growing answers out.
 
     submit(call) ── Generate or Embed, for each sample of each prompt ──▶ scheduler
-        │               Abort, Control, StartProfile, StopProfile
+        │               Abort, and every Question
         ▼
     RunningCall ◀── receive(messages) ◀── NewText, Reply, EngineReady ── detokenizer
 
@@ -27,7 +27,10 @@ import msgspec
 from sgl.actors.live_requests import LiveRequest, LiveRequests
 from sgl.actors.prompt_encoder import PromptEncoder, TextTokenizer
 from sgl.actors.prompt_limits import PromptLimits
+from sgl.actors.questions import Questions
+from sgl.actors.request_log import RequestLog
 from sgl.actors.running_call import RunningCall
+from sgl.actors.sessions import SessionLimits, Sessions, Turn
 from sgl.errors import EngineError, InvalidRequestError, OverloadedError, RequestError
 from sgl.messages import (
     Abort,
@@ -39,6 +42,7 @@ from sgl.messages import (
     Generate,
     IngressToScheduler,
     NewText,
+    Question,
     Reply,
     StartProfile,
     StopProfile,
@@ -47,6 +51,7 @@ from sgl.messages import (
 from sgl.metrics import RequestCounts
 from sgl.protocol.call import CLIENT_ABORT_STATUS, Answer, GenerationCall, PromptCall
 from sgl.protocol.profile import ProfileRequest
+from sgl.protocol.session import OpenSession
 from sgl.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -68,6 +73,7 @@ class FrontOptions:
     max_batch_requests  answers that one call may ask for: prompts times n
     stream_interval     text is sent every so many tokens
     is_pooled           the model gives vectors, and no tokens
+    max_sessions        open at a time; session_timeout: seconds until an unused one is closed
     """
 
     context_len: int
@@ -77,16 +83,24 @@ class FrontOptions:
     stream_interval: int = 1
     allow_auto_truncate: bool = False
     is_pooled: bool = False
+    max_sessions: int = 1024
+    session_timeout: float = 3600.0
+    log_requests: bool = False
+    log_requests_level: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A prompt that passed all checks."""
+    """A prompt that passed all checks.
+
+    turn  where it goes in a session; a `Finish` says why it goes nowhere, and is its answer
+    """
 
     call: PromptCall
     rid: str
     ids: array[int]
     sampling: SamplingParams
+    turn: Turn | Finish | None
 
 
 class Front:
@@ -105,13 +119,18 @@ class Front:
         self.max_total_tokens = 0
         self._to_scheduler = to_scheduler
         self._encoder = PromptEncoder(tokenizer)
+        self.sessions = Sessions(
+            SessionLimits(options.max_sessions, options.session_timeout),
+            self._encoder,
+            clock,
+        )
+        self.request_log = RequestLog(is_on=options.log_requests, level=options.log_requests_level)
         self._options = options
         self._clock = clock
         self._death: EngineError | None = None
         self._request_ids = itertools.count(1)
         self._live = LiveRequests(options.max_live_requests, options.max_batch_requests)
-        self._call_ids = itertools.count(1)
-        self._replies: dict[int, asyncio.Future[Reply]] = {}
+        self._questions = Questions(self._send)
         self._unsent: deque[IngressToScheduler] = deque()  # what the ring had no room for
 
     @property
@@ -129,13 +148,17 @@ class Front:
         return self._options.is_pooled
 
     @property
+    def vocab_size(self) -> int:
+        return self._options.vocab_size
+
+    @property
     def is_dead(self) -> bool:
         return self._death is not None
 
     async def submit(self, call: GenerationCall) -> RunningCall:
         """Start a call. All of it is checked before any of it is sent; raises RequestError."""
         limits = self._open_limits()
-        self._check_kind(call)
+        self._check_kind(wants_vectors=call.wants_vectors)
         with ExitStack() as undo:
             rids = self._live.take(call, undo)
             prompts = await self._encoder.encode(call, limits)
@@ -147,6 +170,11 @@ class Front:
             running = self._start(call, prepared)
             undo.pop_all()
         return running
+
+    def open_session(self, wanted: OpenSession) -> str:
+        """The id of a new session; raises RequestError."""
+        self._check_kind(wants_vectors=False)
+        return self.sessions.open(wanted)
 
     def abort(self, rid: str) -> bool:
         """End the answers of a prompt, keeping their text; False if there are none."""
@@ -166,26 +194,27 @@ class Front:
             self._send(Abort(request_id))
         self._fail_live(error)
 
+    async def ask(self, make: Callable[[int], Question]) -> Reply:
+        """The engine's reply to the message that `make` makes with the call_id it is given."""
+        self._open_limits()
+        return await self._questions.ask(make)
+
     async def control(self, action: Literal["flush_cache", "abort_all"]) -> Reply:
         """The engine's answer to an operator's wish."""
-        return await self._ask(Control(next(self._call_ids), action))
+        return await self.ask(lambda call_id: Control(call_id, action))
 
     async def start_profile(self, wanted: ProfileRequest) -> Reply:
         """Whether the workers record their steps now."""
         stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}"
-        return await self._ask(
-            StartProfile(
-                next(self._call_ids),
-                stamp,
-                wanted.output_dir,
-                wanted.num_steps,
-                wanted.activities or (),
-            )
+        folder, num_steps = wanted.output_dir, wanted.num_steps
+        activities = wanted.activities or ()
+        return await self.ask(
+            lambda call_id: StartProfile(call_id, stamp, folder, num_steps, activities)
         )
 
     async def stop_profile(self) -> Reply:
         """Where the workers have written what they recorded."""
-        return await self._ask(StopProfile(next(self._call_ids)))
+        return await self.ask(StopProfile)
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Wait until no answer is in the making; False if some still are."""
@@ -199,9 +228,7 @@ class Front:
                     for delta in message.deltas:
                         self._deliver(delta)
                 case Reply():
-                    reply = self._replies.get(message.call_id)
-                    if reply is not None and not reply.done():
-                        reply.set_result(message)
+                    self._questions.answer(message)
                 case EngineReady():
                     self._open(message)
                 case _:
@@ -211,22 +238,11 @@ class Front:
         """Everybody who waits gets an EngineError now, and so does everybody who comes."""
         self._death = EngineError(f"the engine has stopped: {reason}")
         self._fail_live(self._death)
-        for reply in self._replies.values():
-            if not reply.done():
-                reply.set_exception(self._death)
+        self._questions.fail(self._death)
 
     def close(self) -> None:
         self._encoder.close()
-
-    async def _ask(self, message: Control | StartProfile | StopProfile) -> Reply:
-        self._open_limits()
-        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._replies[message.call_id] = reply
-        self._send(message)
-        try:
-            return await reply
-        finally:
-            self._replies.pop(message.call_id, None)
+        self.request_log.close()
 
     def _open(self, ready: EngineReady) -> None:
         self.max_total_tokens = ready.max_total_tokens
@@ -246,13 +262,13 @@ class Front:
             raise OverloadedError("the model is still being loaded: try again in a few seconds")
         return self.limits
 
-    def _check_kind(self, call: GenerationCall) -> None:
-        if self.is_pooled and not call.wants_vectors:
+    def _check_kind(self, *, wants_vectors: bool) -> None:
+        if self.is_pooled and not wants_vectors:
             raise InvalidRequestError(
                 "this server's model gives vectors of texts and generates none: send texts to "
                 "/v1/embeddings, /encode or /classify"
             )
-        if call.wants_vectors and not self.is_pooled:
+        if wants_vectors and not self.is_pooled:
             raise InvalidRequestError(
                 "this server's model is not served as an embedding model: start the server with "
                 "--is-embedding to get vectors of texts"
@@ -261,9 +277,14 @@ class Front:
     def _prepare(
         self, call: PromptCall, rid: str, ids: array[int], limits: PromptLimits
     ) -> _Prepared:
-        ids = limits.cut(ids)
+        turn = None if call.session is None else self.sessions.find(call.session)
+        if isinstance(turn, Turn):
+            ids = limits.cut(self.sessions.prompt(turn, ids))
+            self.sessions.check(turn, rid, ids)
+        else:
+            ids = limits.cut(ids)
         limits.check_logprobs(call.logprobs, len(ids))
-        return _Prepared(call, rid, ids, limits.sampling(call, len(ids)))
+        return _Prepared(call, rid, ids, limits.sampling(call, len(ids)), turn)
 
     def _start(self, call: GenerationCall, prompts: Sequence[_Prepared]) -> RunningCall:
         answers = [
@@ -280,8 +301,14 @@ class Front:
         for answer in answers:
             prompt = prompts[answer.index // call.n]
             request_id = next(self._request_ids)
-            live = LiveRequest(running, answer, prompt.rid, self._clock(), is_stream=call.stream)
+            live = LiveRequest(running, answer, prompt.call, prompt.rid, self._clock(), call.stream)
             self._live.start(request_id, live)
+            if isinstance(prompt.turn, Finish):
+                self._deliver(TextDelta(request_id, "", b"", prompt.turn))
+                continue
+            if prompt.turn is not None:
+                self._abort_requests(prompt.turn.interrupted(), "replaced in their session")
+                live.node = self.sessions.begin(prompt.turn, prompt.rid, request_id, answer)
             self._send(self._message(request_id, prompt, call, answer.index % call.n))
         self.counts.num_requests += len(answers)
         self.counts.num_prompt_tokens += sum(len(answer.prompt_ids) for answer in answers)
@@ -300,6 +327,7 @@ class Front:
             namespace=call.namespace,
             text_interval=self._options.stream_interval if call.stream else 0,
             grammar=prompt.call.grammar,
+            kept_ids=prompt.call.kept_ids,
         )
 
     def _deliver(self, delta: TextDelta) -> None:
@@ -310,6 +338,9 @@ class Front:
         live.call.add(live.answer, delta)
         if delta.finish is not None:
             self._live.forget(delta.request_id)
+            if live.node is not None:
+                self.sessions.end(live.node)
+            self.request_log.ended(live.prompt, live.answer, self._clock() - live.started)
 
     def _measure(self, live: LiveRequest, delta: TextDelta) -> None:
         now, counts, num_tokens = self._clock(), self.counts, len(delta.token_ids) // 4

@@ -49,7 +49,8 @@ async def receive_file(request: web.Request, store: FileStore) -> FileRecord:
     except TimeoutError:
         raise web.HTTPRequestTimeout from None
     except (ValueError, RuntimeError, HttpProcessingError) as error:  # of aiohttp's parser
-        raise InvalidRequestError(f"the form cannot be read: {error!s:.200}") from None
+        reason = " ".join(str(error).split())  # aiohttp's has several lines
+        raise InvalidRequestError(f"the form cannot be read: {reason:.200}") from None
     finally:
         await asyncio.to_thread(upload.discard)
 

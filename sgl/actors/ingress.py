@@ -22,16 +22,17 @@ import uvloop
 from aiohttp import web
 
 from sgl.actors.access import Access
+from sgl.actors.admin_routes import AdminRoutes
 from sgl.actors.batch_share import BatchShare
 from sgl.actors.batches import Batches
 from sgl.actors.channel import Inbox, TickSender
 from sgl.actors.connections import ExpectMalformed, HeaderDeadline, StallWatch
+from sgl.actors.endpoint import Handler, register
 from sgl.actors.file_routes import FileRoutes
 from sgl.actors.file_store import FileStore
 from sgl.actors.front import Front, FrontOptions
 from sgl.actors.gate import Gate, Phase
 from sgl.actors.middlewares import (
-    Handler,
     add_headers,
     check_access,
     errors_as_json,
@@ -39,7 +40,10 @@ from sgl.actors.middlewares import (
     name_request,
 )
 from sgl.actors.openai_calls import OpenAiCalls, ServedModel
-from sgl.actors.routes import Routes, generate_quietly
+from sgl.actors.routes import Routes
+from sgl.actors.served_weights import ServedWeights
+from sgl.actors.session_routes import SessionRoutes
+from sgl.actors.state_routes import StateRoutes, generate_quietly
 from sgl.config import ServerConfig
 from sgl.errors import ConfigError, EngineError
 from sgl.messages import DetokenizerToIngress, Drain, EngineDied, SupervisorToIngress
@@ -95,19 +99,22 @@ class Ingress:
             BatchShare.of(max_running=max_running, max_live=front.max_live),
             max_line_bytes=int(config.max_body_mb * 1e6),
         )
-        routes = Routes(
+        metrics = Metrics(front.counts, page, config.model_name)
+        self.routes = Routes(
             config,
             model,
             front,
             calls=calls,
             files=FileRoutes(files, self._batches, self._gate),
+            state=StateRoutes(front, self._gate, metrics, self._stall),
+            sessions=SessionRoutes(front, self._gate),
+            admin=AdminRoutes(ServedWeights(config, model.path, front), front.request_log),
             gate=self._gate,
             access=access,
-            metrics=Metrics(front.counts, page, config.model_name),
-            stall=self._stall,
         )
+        self.app = self._application(access)
         self._runner = web.AppRunner(
-            self._application(routes, access),
+            self.app,
             handler_cancellation=True,
             access_log=None,
             keepalive_timeout=KEEPALIVE_S,
@@ -162,13 +169,12 @@ class Ingress:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _application(self, routes: Routes, access: Access) -> web.Application:
+    def _application(self, access: Access) -> web.Application:
         app = web.Application(client_max_size=int(self._config.max_body_mb * 1e6))
-        levels = routes.add_to(app)
+        levels = register(app, self.routes.table())
         app.middlewares.append(name_request)
         app.middlewares.append(self._mark_served)
-        if self._config.log_requests:
-            app.middlewares.append(log_requests())
+        app.middlewares.append(log_requests(self._front.request_log))
         app.middlewares.append(check_access(access, levels))
         app.middlewares.append(errors_as_json)
         app.on_response_prepare.append(add_headers)
@@ -217,13 +223,14 @@ class Ingress:
         return await handler(request)
 
     async def _watch(self) -> None:
-        """Once a second: connections that send nothing, an engine that hangs."""
+        """Once a second: connections and sessions that nobody uses, an engine that hangs."""
         loop = asyncio.get_running_loop()
         while True:
             self._beat()
             await asyncio.sleep(1.0)
             now = loop.time()
             self._stall.look(self._page.read(), now)
+            self._front.sessions.sweep()
             if self._runner.server is not None:
                 self._deadline.sweep(self._runner.server.connections, now)
 
@@ -272,6 +279,10 @@ async def _run(context: Context) -> None:
             stream_interval=config.stream_interval,
             allow_auto_truncate=config.allow_auto_truncate,
             is_pooled=context.model_config.is_pooled,
+            max_sessions=config.max_sessions,
+            session_timeout=config.session_timeout,
+            log_requests=config.log_requests,
+            log_requests_level=config.log_requests_level,
         ),
     )
     ingress = Ingress(

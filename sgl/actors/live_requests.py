@@ -13,8 +13,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from sgl.actors.running_call import RunningCall
+from sgl.actors.session_tree import Node
 from sgl.errors import InvalidRequestError, OverloadedError
-from sgl.protocol.call import Answer, GenerationCall
+from sgl.protocol.call import Answer, GenerationCall, PromptCall
 
 
 @dataclass(slots=True)
@@ -22,14 +23,17 @@ class LiveRequest:
     """A request the engine works on.
 
     rid     name of its prompt; the samples of a prompt share it
+    node    its place in a session, if it has one
     latest  when its last tokens came
     """
 
     call: RunningCall
     answer: Answer
+    prompt: PromptCall
     rid: str
     started: float
     is_stream: bool
+    node: Node | None = None
     latest: float | None = None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -14,14 +14,14 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from sgl.actors.access import Access, Level
+from sgl.actors.endpoint import Handler
+from sgl.actors.request_log import RequestLog
 from sgl.errors import EngineError, RequestError, UnauthorizedError
 from sgl.protocol.call import CLIENT_ABORT_STATUS
 from sgl.protocol.native_reply import native_error
 from sgl.protocol.openai import error_body, openai_error
 
 logger = logging.getLogger(__name__)
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 MAX_ID_CHARS = 128
 RETRY_AFTER_S = 1
@@ -67,24 +67,25 @@ async def name_request(request: web.Request, handler: Handler) -> web.StreamResp
     return await handler(request)
 
 
-def log_requests() -> Middleware:
-    """One line for each request when it ends."""
+def log_requests(log: RequestLog) -> Middleware:
+    """One line for each request when it ends, while `log` is on."""
 
     @web.middleware
-    async def log(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def write(request: web.Request, handler: Handler) -> web.StreamResponse:
         started = time.monotonic()
         response = await handler(request)
-        logger.info(
-            "%s %.200s %d, %.3f s, request %s",
-            request.method,
-            request.path.encode("unicode_escape").decode(),
-            response.status,
-            time.monotonic() - started,
-            request[REQUEST_ID],
-        )
+        if log.is_on:
+            logger.info(
+                "%s %.200s %d, %.3f s, request %s",
+                request.method,
+                request.path.encode("unicode_escape").decode(),
+                response.status,
+                time.monotonic() - started,
+                request[REQUEST_ID],
+            )
         return response
 
-    return log
+    return write
 
 
 def check_access(access: Access, levels: Mapping[web.AbstractResource, Level]) -> Middleware:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from sgl.actors.answer_formats import answer_format
 from sgl.actors.prompt_encoder import TextTokenizer
 from sgl.config import ServerConfig
 from sgl.errors import InvalidRequestError
@@ -52,10 +53,12 @@ class OpenAiCalls:
     """The parsers of one server; they raise InvalidRequestError and may run in any thread."""
 
     def __init__(self, config: ServerConfig, model: ServedModel) -> None:
+        self.answers = answer_format(config, model.tokenizer, model.chat_template)
         self._server = Server(
             model_name=config.model_name,
             reports_cached=config.enable_cache_report,
             max_prompts=config.max_batch_requests,
+            answers=self.answers,
         )
         self._model = model
         self.by_path: dict[str, CallParser] = {

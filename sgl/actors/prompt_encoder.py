@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Protocol
 
 from sgl.actors.prompt_limits import PromptLimits
@@ -14,6 +15,7 @@ from sgl.protocol.call import GenerationCall, PromptCall, Vocabulary
 
 MAX_INLINE_CHARS = 4096  # about 1 ms of work; handing it to a thread costs 0.1 ms
 NUM_THREADS = 2
+CONTINUATION_BYTES = bytes(range(0x80, 0xC0))  # of UTF-8: all but the first of a character
 
 
 class TextTokenizer(Vocabulary, Protocol):
@@ -34,8 +36,8 @@ class PromptEncoder:
     def __init__(self, tokenizer: TextTokenizer | None) -> None:
         self._tokenizer = tokenizer
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="tokenize")
-        table = tokenizer.byte_table(False) if tokenizer else {}
-        self._max_token_bytes = max(map(len, table.values()), default=1)
+        self._bytes = tokenizer.byte_table(False) if tokenizer else {}
+        self._max_token_bytes = max(map(len, self._bytes.values()), default=1)
 
     async def encode(self, call: GenerationCall, limits: PromptLimits) -> list[array[int]]:
         num_chars = sum(self._check(prompt, limits) for prompt in call.prompts)
@@ -43,6 +45,19 @@ class PromptEncoder:
             return self._encode_all(call, limits)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._encode_all, call, limits)
+
+    @cached_property
+    def added_id(self) -> int | None:
+        """What the tokenizer puts before every text: the beginning-of-sequence token, if any."""
+        added = self._tokenizer.encode("")[:1] if self._tokenizer else ()
+        return added[0] if added else None
+
+    def num_chars(self, ids: Iterable[int]) -> int:
+        """Characters of the text that `ids` stand for; without a tokenizer each counts as one."""
+        if self._tokenizer is None:
+            return len(list(ids))
+        data = b"".join(self._bytes.get(token_id, b"") for token_id in ids)
+        return len(data.translate(None, CONTINUATION_BYTES))
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,7 @@
-"""Every HTTP route: one table, and a short handler for each row."""
+"""Every HTTP route: one table, and the handlers of the rows that are about the model.
+
+StateRoutes, FileRoutes, EngineRoutes ── rows ──▶ Routes ──▶ the application, /openapi.json
+"""
 
 from __future__ import annotations
 
@@ -7,48 +10,48 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from sgl.actors.access import Access, Level
-from sgl.actors.connections import StallWatch
+from sgl.actors.admin_routes import AdminRoutes
 from sgl.actors.embedding_routes import EmbeddingRoutes
-from sgl.actors.file_routes import FileRoutes, Route
+from sgl.actors.endpoint import GENERATION, Endpoint, Handler
+from sgl.actors.engine_routes import EngineRoutes
+from sgl.actors.file_routes import FileRoutes
 from sgl.actors.front import Front
 from sgl.actors.gate import Gate
 from sgl.actors.http_answer import answer_call
 from sgl.actors.http_body import read_body
 from sgl.actors.middlewares import forbidden, json_response
 from sgl.actors.openai_calls import OpenAiCalls, ServedModel
+from sgl.actors.openapi import describe
+from sgl.actors.parser_routes import ParserRoutes
+from sgl.actors.session_routes import SessionRoutes
+from sgl.actors.state_routes import StateRoutes
 from sgl.config import ServerConfig
-from sgl.errors import InvalidRequestError, RequestError
-from sgl.messages import Reply
-from sgl.metrics import CONTENT_TYPE, Metrics
+from sgl.errors import InvalidRequestError
+from sgl.protocol.answers import (
+    Aborted,
+    ChatChunk,
+    ChatCompletion,
+    Completion,
+    DetokenizedText,
+    GeneratedText,
+    ModelCard,
+    ModelInfo,
+    ModelList,
+    NativeError,
+    OpenAiError,
+    ServerInfo,
+    TokenizedText,
+)
 from sgl.protocol.body import convert, id_array, parse_fields
-from sgl.protocol.call import GenerationCall, PromptCall
-from sgl.protocol.native import parse_generate
+from sgl.protocol.native import GenerateBody, parse_generate
 from sgl.protocol.native_reply import NativeReply
 from sgl.protocol.openai import model_card, model_list
-from sgl.protocol.profile import ProfileRequest
-from sgl.sampling_params import SamplingParams
-
-PROBE_TIMEOUT_S = 20.0
-
-
-class TokenizeBody(msgspec.Struct, kw_only=True):
-    text: str | None = None
-    prompt: str | None = None
-    add_special_tokens: bool = True
-
-
-class DetokenizeBody(msgspec.Struct, kw_only=True):
-    tokens: list[int]
-    skip_special_tokens: bool = False
-
-
-class AbortBody(msgspec.Struct, kw_only=True):
-    rid: str | None = None
-    abort_all: bool = False
+from sgl.protocol.openai_chat import ChatBody
+from sgl.protocol.openai_completions import CompletionBody
+from sgl.protocol.operation import AbortBody, DetokenizeBody, TokenizeBody
 
 
 class Routes:
@@ -62,79 +65,139 @@ class Routes:
         *,
         calls: OpenAiCalls,
         files: FileRoutes,
+        state: StateRoutes,
+        sessions: SessionRoutes,
+        admin: AdminRoutes,
         gate: Gate,
         access: Access,
-        metrics: Metrics,
-        stall: StallWatch,
     ) -> None:
         self._config = config
         self._model = model
         self._front = front
         self._gate = gate
         self._access = access
-        self._metrics = metrics
-        self._stall = stall
         self._started = int(time.time())
         self._max_body_bytes = int(config.max_body_mb * 1e6)
         self._calls = calls
+        self._state = state
         self._files = files
         self._embeddings = EmbeddingRoutes(config, front, calls, gate)
+        self._engine = EngineRoutes(front)
+        self._sessions = sessions
+        self._admin = admin
+        self.described = describe(self.table(), _version(), access.keys_of)
 
-    def add_to(self, app: web.Application) -> dict[web.AbstractResource, Level]:
-        """Register all of them; says the level of each, for the check of access."""
-        levels: dict[web.AbstractResource, Level] = {}
-        for methods, path, level, handler in self._table():
-            resource = app.router.add_resource(path)
-            levels[resource] = level
-            for method in methods.split():
-                resource.add_route(method, handler)
-        return levels
-
-    def _table(self) -> list[Route]:
+    def table(self) -> list[Endpoint]:
         return [
-            ("GET", "/health", Level.PUBLIC, self.ready),
-            ("GET", "/health/ready", Level.PUBLIC, self.ready),
-            ("GET", "/health/live", Level.PUBLIC, self.live),
-            ("GET", "/health_generate", Level.PUBLIC, self.health_generate),
-            ("GET", "/metrics", Level.PUBLIC, self.metrics),
-            ("POST PUT", "/generate", Level.API, self.generate),
-            ("POST", "/v1/completions", Level.API, self.completions),
-            ("POST", "/v1/chat/completions", Level.API, self.chat_completions),
-            ("GET", "/v1/models", Level.API, self.models),
-            ("GET", "/v1/models/{id:.+}", Level.API, self.one_model),
-            ("GET", "/get_model_info", Level.API, self.model_info),
-            ("GET", "/get_server_info", Level.API, self.server_info),
-            ("GET", "/get_server_args", Level.API, self.server_info),
-            ("POST", "/tokenize", Level.API, self.tokenize),
-            ("POST", "/detokenize", Level.API, self.detokenize),
-            ("POST", "/abort_request", Level.API, self.abort_request),
+            *self._state.table(),
+            *self._generation_routes(),
             *self._embeddings.table(),
+            *self._model_routes(),
+            *self._token_routes(),
             *self._files.table(),
-            ("GET POST", "/flush_cache", Level.ADMIN, self.flush_cache),
-            ("GET POST", "/start_profile", Level.ADMIN, self.start_profile),
-            ("GET POST", "/stop_profile", Level.ADMIN, self.stop_profile),
+            *ParserRoutes(self._config, self._calls.answers).table(),
+            *self._sessions.table(),
+            *self._admin.table(),
+            *self._engine.table(),
+            Endpoint(
+                "GET",
+                "/openapi.json",
+                Level.PUBLIC,
+                self.description,
+                "This description",
+                answer=dict[str, Any],
+            ),
         ]
 
-    async def ready(self, request: web.Request) -> web.Response:
-        is_ready = self._gate.is_ready and not self._front.is_dead and not self._stall.is_stalled
-        return web.Response(status=200 if is_ready else 503)
+    def _generation_routes(self) -> list[Endpoint]:
+        return [
+            Endpoint(
+                "POST PUT",
+                "/generate",
+                Level.API,
+                self.generate,
+                "Go on from one prompt or many",
+                body=GenerateBody,
+                example={"text": "The capital of France is", "sampling_params": {"temperature": 0}},
+                answer=GeneratedText | list[GeneratedText],
+                events=(GeneratedText, NativeError),
+                errors=GENERATION,
+            ),
+            Endpoint(
+                "POST",
+                "/v1/completions",
+                Level.API,
+                self.completions,
+                "Go on from one prompt or many",
+                body=CompletionBody,
+                example={"prompt": "The capital of France is", "max_tokens": 8},
+                answer=Completion,
+                events=(Completion, OpenAiError),
+                errors=GENERATION,
+            ),
+            Endpoint(
+                "POST",
+                "/v1/chat/completions",
+                Level.API,
+                self.chat_completions,
+                "Answer a chat",
+                body=ChatBody,
+                example={"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 8},
+                answer=ChatCompletion,
+                events=(ChatChunk, OpenAiError),
+                errors=GENERATION,
+            ),
+        ]
 
-    async def live(self, request: web.Request) -> web.Response:
-        is_live = not self._front.is_dead and not self._stall.is_stalled
-        return web.Response(status=200 if is_live else 503)
+    def _model_routes(self) -> list[Endpoint]:
+        rows: list[tuple[str, Handler, str, Any]] = [
+            ("/v1/models", self.models, "The model, as a list of one", ModelList),
+            ("/v1/models/{id:.+}", self.one_model, "The model, if it has this name", ModelCard),
+            ("/get_model_info", self.model_info, "Where the model comes from", ModelInfo),
+            ("/get_server_info", self.server_info, "Limits and settings", ServerInfo),
+            ("/get_server_args", self.server_info, "The same as /get_server_info", ServerInfo),
+        ]
+        return [
+            Endpoint("GET", path, Level.API, handler, summary, answer=answer)
+            for path, handler, summary, answer in rows
+        ]
 
-    async def health_generate(self, request: web.Request) -> web.Response:
-        """200 if the engine makes a token, or a vector, within a few seconds."""
-        try:
-            self._gate.check()
-            async with asyncio.timeout(PROBE_TIMEOUT_S):
-                await generate_quietly(self._front, [0], num_tokens=1)
-        except (RequestError, TimeoutError):
-            return web.Response(status=503)
-        return web.Response()
+    def _token_routes(self) -> list[Endpoint]:
+        return [
+            Endpoint(
+                "POST",
+                "/tokenize",
+                Level.API,
+                self.tokenize,
+                "Text to token ids",
+                body=TokenizeBody,
+                example={"text": "The capital of France is"},
+                answer=TokenizedText,
+            ),
+            Endpoint(
+                "POST",
+                "/detokenize",
+                Level.API,
+                self.detokenize,
+                "Token ids to text",
+                body=DetokenizeBody,
+                answer=DetokenizedText,
+            ),
+            Endpoint(
+                "POST",
+                "/abort_request",
+                Level.API,
+                self.abort_request,
+                "End a request, or all",
+                body=AbortBody,
+                example={"rid": "story"},
+                answer=Aborted,
+                errors=(403, 500, 503),
+            ),
+        ]
 
-    async def metrics(self, request: web.Request) -> web.Response:
-        return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+    async def description(self, request: web.Request) -> web.Response:
+        return json_response(self.described)
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         self._gate.check()
@@ -164,7 +227,7 @@ class Routes:
     async def model_info(self, request: web.Request) -> web.Response:
         return json_response(
             {
-                "model_path": self._model.path,
+                "model_path": self._admin.weights.path,
                 "tokenizer_path": self._model.tokenizer_path,
                 "is_generation": not self._front.is_pooled,
             }
@@ -179,7 +242,7 @@ class Routes:
             "max_req_input_len": limits and limits.max_prompt_len,
         }
         if self._access.allows(request, Level.ADMIN):
-            info = self._config.public_values() | info
+            info = self._config.public_values() | self._admin.settings() | info
         return json_response(info)
 
     async def tokenize(self, request: web.Request) -> web.Response:
@@ -201,8 +264,12 @@ class Routes:
     async def detokenize(self, request: web.Request) -> web.Response:
         body = convert(parse_fields(await self._body(request)), DetokenizeBody)
         ids = id_array(body.tokens, "tokens")
-        if min(ids) < 0:
-            raise InvalidRequestError(f"tokens holds the id {min(ids)}", param="tokens")
+        if max(ids) >= self._front.vocab_size:
+            raise InvalidRequestError(
+                f"tokens holds the id {max(ids)}, the vocabulary has ids from 0 to "
+                f"{self._front.vocab_size - 1}",
+                param="tokens",
+            )
         decode = self._model.need_tokenizer().decode
         return json_response(
             {"text": await asyncio.to_thread(decode, ids, body.skip_special_tokens)}
@@ -220,42 +287,11 @@ class Routes:
             raise InvalidRequestError("give a rid, or abort_all: true", param="rid")
         return json_response({"success": self._front.abort(body.rid)})
 
-    async def flush_cache(self, request: web.Request) -> web.Response:
-        return _told(await self._front.control("flush_cache"))
-
-    async def start_profile(self, request: web.Request) -> web.Response:
-        body = await self._body(request)
-        wanted = convert(parse_fields(body) if body else {}, ProfileRequest)
-        return _told(await self._front.start_profile(wanted))
-
-    async def stop_profile(self, request: web.Request) -> web.Response:
-        return _told(await self._front.stop_profile())
-
     async def _body(self, request: web.Request) -> bytes:
         return await read_body(request, self._max_body_bytes)
 
-    def _card(self, name: str) -> dict[str, Any]:
+    def _card(self, name: str) -> ModelCard:
         return model_card(name, self._started, self._model.context_len)
-
-
-async def generate_quietly(front: Front, prompt: str | list[int], num_tokens: int) -> None:
-    """A request of the server's own, whose answer nobody reads; raises RequestError."""
-    call = PromptCall(
-        prompt=prompt if isinstance(prompt, str) else id_array(prompt, "prompt"),
-        sampling=SamplingParams(max_new_tokens=num_tokens, temperature=0.0, ignore_eos=True),
-    )
-    whole = GenerationCall(prompts=(call,), wants_vectors=front.is_pooled)
-    async with await front.submit(whole) as running:
-        [answer] = await running.finished()
-    if answer.failure is not None:
-        raise answer.failure
-
-
-def _told(reply: Reply) -> web.Response:
-    """What the engine answered, as text; raises InvalidRequestError where it refused."""
-    if not reply.ok:
-        raise InvalidRequestError(reply.text)
-    return web.Response(text=f"{reply.text}\n")
 
 
 def _version() -> str:

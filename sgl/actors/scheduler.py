@@ -5,7 +5,8 @@
                  ◀── OpenText NewTokens ────┘                      └── StepResult ── worker 0
 
 It stays ahead of the worker: while a step runs, the next one is planned and sent already. Orders
-to profile pass through to the workers, between two plans, and their replies back.
+to profile or to show a weight pass through to the workers, between two plans, and their replies
+back; one to replace the weights waits until nothing runs.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from sgl.actors.actor import IDLE_WAIT_S, Context
 from sgl.actors.channel import Poller, Receiver, Sender
 from sgl.actors.status_page import SchedulerStatus, StatusPage
 from sgl.actors.step_log import StepLog, open_trace
+from sgl.actors.weights_update import WeightsUpdate
 from sgl.constrained.compiler import Compiled, GrammarCompiler
-from sgl.constrained.matcher import GrammarVocabulary, Matcher
+from sgl.constrained.matcher import GrammarVocabulary, Matcher, check_json_space
 from sgl.errors import InvalidRequestError, RequestError
 from sgl.messages import (
     Abort,
@@ -30,6 +32,7 @@ from sgl.messages import (
     EngineReady,
     Finish,
     Generate,
+    GetWeight,
     IngressToScheduler,
     NewTokens,
     OpenText,
@@ -41,6 +44,7 @@ from sgl.messages import (
     StepResult,
     StopProfile,
     TokenDelta,
+    UpdateWeights,
     WorkerReady,
     WorkerToScheduler,
 )
@@ -83,6 +87,7 @@ class Scheduler:
         self.log = log
         self.grammars = grammars
         self.status = status
+        self.update = WeightsUpdate(batcher)
         self.compiling: dict[RequestId, Generate] = {}  # requests that wait for their grammar
         self.outbox: deque[SchedulerToDetokenizer] = deque()  # what the detokenizer had no room for
         self.unsent: list[deque[SchedulerToWorker]] = [deque() for _ in workers]  # for each worker
@@ -125,8 +130,11 @@ class Scheduler:
                 self.abort(message.request_id)
             case Control():
                 self.control(message)
-            case StartProfile() | StopProfile():
+            case StartProfile() | StopProfile() | GetWeight():
                 self.tell_workers(message)
+            case UpdateWeights():
+                if refusal := self.update.ask(message):
+                    self.outbox.append(refusal)
             case _:
                 assert_never(message)
 
@@ -188,6 +196,7 @@ class Scheduler:
                 self.gain(self.batcher.commit(result))
                 self.log.arrived(result.step, self.batcher.totals.num_output_tokens)
             case Reply():
+                self.update.take(result)
                 self.outbox.append(result)
             case WorkerReady():
                 raise AssertionError("a worker got ready twice")
@@ -197,6 +206,8 @@ class Scheduler:
     def launch(self) -> bool:
         """Plan as far ahead as allowed. Clients that read too slowly hold the planning up."""
         self.send_masks()
+        if update := self.update.due():
+            self.tell_workers(update)
         has_planned = False
         while not self.is_blocked and (plan := self.batcher.plan()):
             self.log.planned(plan, self.batcher)
@@ -252,10 +263,14 @@ class Scheduler:
             num_prefill_tokens=totals.num_prefill_tokens,
             num_cached_tokens=totals.num_cached_tokens,
             num_output_tokens=totals.num_output_tokens,
+            num_jumped_tokens=totals.num_jumped_tokens,
+            num_saved_passes=totals.num_saved_passes,
+            is_loading=self.update.is_under_way,
         )
 
     def _flush_cache(self, call_id: int) -> Reply:
         if self.batcher.flush():
+            self.grammars.forget()
             logger.info("Cache flushed")
             return Reply(call_id, ok=True, text="Cache flushed.")
         text = (
@@ -267,6 +282,7 @@ class Scheduler:
 
 def run(context: Context) -> None:
     """The process: wait for the workers, then turn for ever."""
+    check_json_space(context.config.constrained_json_whitespace_pattern)
     requests = context.receiver("ingress->scheduler", IngressToScheduler)
     stops = context.receiver("detokenizer->scheduler", DetokenizerToScheduler)
     results = context.receiver("worker0->scheduler", WorkerToScheduler)
@@ -319,6 +335,7 @@ def _make_batcher(context: Context, eos_ids: frozenset[int], num_pages: int) -> 
         conservativeness=config.schedule_conservativeness,
         eos_ids=eos_ids,
         seed=context.bootstrap.random_seed,
+        jumps_forward=not config.disable_jump_forward,
     )
 
 
@@ -329,7 +346,12 @@ def _vocabulary(
         raise InvalidRequestError(
             "grammars need the tokenizer, and this server runs without one (--skip-tokenizer-init)"
         )
-    return GrammarVocabulary(tokenizer.to_json(), context.model_config.vocab_size, eos_ids)
+    return GrammarVocabulary(
+        tokenizer.to_json(),
+        context.model_config.vocab_size,
+        eos_ids,
+        json_space=context.config.constrained_json_whitespace_pattern,
+    )
 
 
 def _wait_for_worker(results: Receiver[WorkerToScheduler]) -> int:
@@ -354,4 +376,5 @@ def _open_text(message: Generate) -> OpenText:
         sampling.skip_special_tokens,
         sampling.no_stop_trim,
         message.text_interval,
+        message.kept_ids,
     )

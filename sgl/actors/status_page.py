@@ -31,6 +31,9 @@ class SchedulerStatus(msgspec.Struct, frozen=True):
     num_prefill_tokens: float = 0
     num_cached_tokens: float = 0
     num_output_tokens: float = 0
+    num_jumped_tokens: float = 0
+    num_saved_passes: float = 0
+    is_loading: float = 0  # 1 while the workers replace their weights: no step is made then
 
 
 _GAUGES = SchedulerStatus.__struct_fields__

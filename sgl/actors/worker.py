@@ -4,6 +4,7 @@ scheduler ── StepPlan ──▶ runner.run (launches) ──▶ outputs ─�
                           the next plan is launched while this one computes
           ── TokenMasks ──▶ waited for between a plan's forward pass and its sampling
           ── StartProfile, StopProfile ──▶ profiler ──▶ outputs ── Reply ──▶ scheduler
+          ── UpdateWeights, GetWeight ──▶ weights ──▶ outputs ── Reply ──▶ scheduler
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ import torch
 from sgl.actors.actor import Context
 from sgl.actors.channel import Poller, Receiver, Sender
 from sgl.actors.worker_setup import set_up
+from sgl.execution.model_weights import ModelWeights
 from sgl.execution.profiler import StepProfiler
 from sgl.execution.runner import NO_MASKS, Runner, StepMasks, StepOutput
 from sgl.messages import (
+    GetWeight,
     Reply,
     SchedulerToWorker,
     StartProfile,
@@ -31,6 +34,7 @@ from sgl.messages import (
     StepResult,
     StopProfile,
     TokenMasks,
+    UpdateWeights,
     WorkerReady,
     WorkerToScheduler,
 )
@@ -49,11 +53,13 @@ class Worker:
     def __init__(
         self,
         runner: Runner,
+        weights: ModelWeights,
         plans: Receiver[SchedulerToWorker],
         results: Sender[WorkerToScheduler] | None,
         wait: Callable[[], object],
     ) -> None:
         self.runner = runner
+        self.weights = weights
         self.plans = plans
         self.results = results
         self.wait = wait
@@ -78,6 +84,8 @@ class Worker:
                         self._deliver(self._run(message))
                 case StartProfile() | StopProfile():
                     self._deliver(self.profiler.obey(message))
+                case UpdateWeights() | GetWeight():
+                    self._deliver(self.weights.obey(message))
                 case TokenMasks():
                     pass  # of a step that failed before it needed them
                 case _:
@@ -141,7 +149,7 @@ class Worker:
 
 def run(context: Context) -> None:
     """The process: load the model, say so, then run plans for ever."""
-    runner, num_pages = set_up(context)
+    runner, weights, num_pages = set_up(context)
     plans = context.receiver(f"scheduler->{context.name}", SchedulerToWorker)
     results = context.sender("worker0->scheduler") if runner.tp.rank == 0 else None
     runner.tp.barrier()
@@ -149,5 +157,5 @@ def run(context: Context) -> None:
         results.send(WorkerReady(num_pages))
     context.ready()
     poller = Poller([plans])
-    worker = Worker(runner, plans, results, lambda: poller.wait(None, SPIN_S))
+    worker = Worker(runner, weights, plans, results, lambda: poller.wait(None, SPIN_S))
     context.run_turns(worker.turn, poller, spin_s=lambda: SPIN_S)

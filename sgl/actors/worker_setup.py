@@ -9,6 +9,8 @@ import logging
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 import torch
 
@@ -18,11 +20,13 @@ from sgl.execution.attention import AttentionBackend
 from sgl.execution.attention.choice import is_recordable, make_backend
 from sgl.execution.kv_cache import KvCache, kv_dtype
 from sgl.execution.memory_profile import StepSizes, bytes_besides_kv
+from sgl.execution.model_weights import ModelWeights, Source
 from sgl.execution.request_table import RequestTable
 from sgl.execution.runner import Runner
 from sgl.execution.step_graphs import StepGraphs, recorded_shapes
 from sgl.hardware import free_memory_gib
 from sgl.kernels.collectives import TensorParallel
+from sgl.models.checkpoint import LoadFormat
 from sgl.models.loader import load_model, resolve_dtype
 from sgl.models.pooling import Model, PooledModel
 
@@ -37,15 +41,25 @@ class _Formats:
     kv: torch.dtype
 
 
-def set_up(context: Context) -> tuple[Runner, int]:
-    """This rank's runner, and how many pages of KV all ranks have."""
+def set_up(context: Context) -> tuple[Runner, ModelWeights, int]:
+    """This rank's runner, what changes its weights, and how many pages of KV all ranks have."""
     device = _open_device(context)
     dtype = resolve_dtype(context.config.dtype, context.model_config, device)
     formats = _Formats(dtype, kv_dtype(context.config.kv_cache_dtype, dtype))
     tp = _join_ranks(context, device, dtype)
     model = _load(context, device, tp)
     num_pages = _num_pages(context, model, formats, device, tp)
-    return _make_runner(context, model, num_pages, formats, device, tp), num_pages
+    runner = _make_runner(context, model, num_pages, formats, device, tp)
+    weights = ModelWeights(
+        model,
+        context.model_config,
+        tp,
+        Source(context.bootstrap.paths["model"], _load_format(context)),
+        overrides=context.config.model_overrides,
+        like=torch.empty(0, dtype=dtype, device=device),
+        beat=partial(context.status.beat, context.name),
+    )
+    return runner, weights, num_pages
 
 
 def _open_device(context: Context) -> torch.device:
@@ -82,7 +96,7 @@ def _load(context: Context, device: torch.device, tp: TensorParallel) -> Model:
     started = time.monotonic()
     model, config = load_model(
         context.bootstrap.paths["model"],
-        load_format=context.config.load_format,  # type: ignore[arg-type]  # checked by its flag
+        load_format=_load_format(context),
         dtype=context.config.dtype,
         device=device,
         tp=tp,
@@ -96,6 +110,10 @@ def _load(context: Context, device: torch.device, tp: TensorParallel) -> Model:
         time.monotonic() - started,
     )
     return model
+
+
+def _load_format(context: Context) -> LoadFormat:
+    return cast(LoadFormat, context.config.load_format)  # checked by its flag
 
 
 def _num_pages(

@@ -72,6 +72,11 @@ class GrammarCompiler:
                 found.append((key, compiled))
         return found
 
+    def forget(self) -> None:
+        """Keep none of them."""
+        self._kept.clear()
+        self._num_chars = 0
+
     def fileno(self) -> int:
         return self._event_fd
 

@@ -6,7 +6,7 @@ regex, json_schema, ebnf, structural tags ──▶ Grammar ──▶ one text t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -15,7 +15,7 @@ from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
 from sgl.constrained.regex import as_rust_reads_it
 from sgl.errors import InvalidRequestError
-from sgl.sampling_params import Grammar, GrammarKind
+from sgl.sampling_params import WRITTEN_KINDS, Grammar, GrammarKind
 
 ANY_JSON = "$$ANY$$"  # as a schema: any JSON value
 MAX_CHARS = 1_000_000
@@ -33,9 +33,9 @@ def parse_grammar(kind: GrammarKind, source: str | dict[str, Any]) -> Grammar:
 
 def one_grammar(fields: Mapping[str, Any]) -> Grammar | None:
     """The one grammar among a request's fields; raises InvalidRequestError if there are several."""
-    given = [kind for kind in GrammarKind if fields.get(kind) is not None]
+    given = [kind for kind in WRITTEN_KINDS if fields.get(kind) is not None]
     if len(given) > 1:
-        names = ", ".join(GrammarKind)
+        names = ", ".join(WRITTEN_KINDS)
         raise InvalidRequestError(f"only one of {names} can be set", param=given[1])
     return parse_grammar(given[0], fields[given[0]]) if given else None
 
@@ -46,11 +46,10 @@ def _from_regex(source: str | dict[str, Any]) -> str:
 
 def _from_json_schema(source: str | dict[str, Any]) -> str:
     schema = {} if source == ANY_JSON else _json(GrammarKind.JSON_SCHEMA, source)
+    if isinstance(schema, bool):
+        schema = {} if schema else {"not": {}}
     _check_depth(schema)
-    # one optional space where JSON allows any: a model cannot go on with spaces for ever
-    return LLMatcher.grammar_from_json_schema(
-        json.dumps(schema), defaults={"whitespace_pattern": "[ ]?"}
-    )
+    return json.dumps(schema)
 
 
 def _from_ebnf(source: str | dict[str, Any]) -> str:
@@ -141,12 +140,6 @@ def _check_depth(schema: Any) -> None:
         if not level:
             return
     raise _refused(GrammarKind.JSON_SCHEMA, f"it is nested deeper than {MAX_DEPTH} levels")
-
-
-def _inside(item: Any) -> Iterable[Any]:
-    if isinstance(item, dict):
-        return item.values()
-    return item if isinstance(item, list) else ()
 
 
 def _refused(kind: GrammarKind, why: str) -> InvalidRequestError:

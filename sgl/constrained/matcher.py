@@ -14,9 +14,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from sgl.errors import InvalidRequestError
-from sgl.sampling_params import Grammar
+from sgl.errors import ConfigError, InvalidRequestError
+from sgl.sampling_params import Grammar, GrammarKind
 
+JSON_SPACE = "[ ]?"  # a model cannot go on with spaces for ever
 MAX_ERROR_CHARS = 300
 LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,  # 20 ms
@@ -34,10 +35,20 @@ class GrammarVocabulary:
     Thread-safe; made once (half a second).
     """
 
-    def __init__(self, tokenizer_json: str, vocab_size: int, end_ids: Iterable[int]) -> None:
-        """`vocab_size` is that of the logits: ids beyond the tokenizer's are never allowed."""
+    def __init__(
+        self,
+        tokenizer_json: str,
+        vocab_size: int,
+        end_ids: Iterable[int],
+        json_space: str = JSON_SPACE,
+    ) -> None:
+        """`vocab_size` is that of the logits: ids beyond the tokenizer's are never allowed.
+
+        json_space  regular expression of what may stand wherever JSON allows space
+        """
         self.tokenizer = LLTokenizer(tokenizer_json, n_vocab=vocab_size, eos_token=sorted(end_ids))
         self.num_words = -(-vocab_size // 32)
+        self.json_space = json_space
 
 
 class CompiledGrammar:
@@ -45,14 +56,18 @@ class CompiledGrammar:
 
     def __init__(self, grammar: Grammar, vocabulary: GrammarVocabulary) -> None:
         """Raises InvalidRequestError where it is wrong, not supported or too large."""
-        problem = LLMatcher.validate_grammar(grammar.text, vocabulary.tokenizer, limits=LIMITS)
+        text = grammar.text
+        if grammar.kind == GrammarKind.JSON_SCHEMA:
+            text = _json_grammar(text, vocabulary.json_space)
+        problem = LLMatcher.validate_grammar(text, vocabulary.tokenizer, limits=LIMITS)
         if not problem:
-            self._fresh = LLMatcher(vocabulary.tokenizer, grammar.text, limits=LIMITS, log_level=0)
+            self._fresh = LLMatcher(vocabulary.tokenizer, text, limits=LIMITS, log_level=0)
             problem = self._fresh.get_error() if self._fresh.is_error() else ""
         if problem:
             shown = " ".join(problem.split())[:MAX_ERROR_CHARS]
             raise InvalidRequestError(f"{grammar.kind}: {shown}", param=grammar.kind)
         self.vocabulary = vocabulary
+        self._fresh.compute_ff_tokens()  # builds the part of the lexer that every matcher begins in
 
     def matcher(self) -> Matcher:
         return Matcher(self._fresh.deep_copy(), self.vocabulary)
@@ -79,8 +94,15 @@ class Matcher:
         self._matcher.unsafe_compute_mask_ptr(words_W.ctypes.data, words_W.nbytes)
 
     def forced(self) -> list[int]:
-        """The tokens that must come next, as the tokenizer writes their text; often none."""
+        """The tokens that must come next, as the tokenizer writes their text; often none.
+
+        A tail that could be the beginning of a longer token is left out.
+        """
         return list(self._matcher.compute_ff_tokens())
+
+    def take_back(self, num_tokens: int) -> None:
+        """Forget the last tokens that were taken."""
+        self._matcher.rollback(num_tokens)
 
     @property
     def may_end(self) -> bool:
@@ -96,3 +118,17 @@ class Matcher:
     def error(self) -> str:
         """Why it cannot go on, if a limit was met on the way; else nothing."""
         return self._matcher.get_error() if self._matcher.is_error() else ""
+
+
+def check_json_space(pattern: str) -> None:
+    """Raises ConfigError for a pattern that no answer can be written with."""
+    if problem := LLMatcher.validate_grammar(_json_grammar("{}", pattern), limits=LIMITS):
+        shown = " ".join(problem.split())[:MAX_ERROR_CHARS]
+        raise ConfigError(
+            f"--constrained-json-whitespace-pattern {pattern!r} cannot be used: {shown}. "
+            f"Give a regular expression such as {JSON_SPACE!r}"
+        )
+
+
+def _json_grammar(schema: str, space: str) -> str:
+    return LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": space})

@@ -20,10 +20,16 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def pack(weight_OI: Tensor) -> Tensor:
-    """An opaque copy of the weight; only `packed_linear` can read it."""
+    """An opaque copy of the weight; `packed_linear` and `unpack` can read it."""
     assert can_pack(weight_OI.device, weight_OI.dtype), f"{weight_OI.dtype} cannot be packed"
     packed_OI: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach(), 1)
     return packed_OI
+
+
+def unpack(packed_OI: Tensor) -> Tensor:
+    """The weight as it was packed: the layout changes, the numbers do not."""
+    weight_OI: Tensor = packed_OI.to_dense()
+    return weight_OI
 
 
 def packed_linear(x_TI: Tensor, packed_OI: Tensor, bias_O: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -26,17 +27,20 @@ CHUNK_LEN = 1 << 22  # numbers dequantised at a time: 16 MiB of float32
 DUMMY_STD = 0.02
 
 
-class Checkpoint(NamedTuple):
-    """`source` is where the tensors are from, for messages."""
+class TensorHead(NamedTuple):
+    """What is known of a tensor before it is read; `kind` is its type as safetensors calls it."""
 
-    source: str
-    num_tensors: int
-    tensors: Iterator[tuple[str, Tensor]]
-
-
-class DummyTensor(NamedTuple):
     name: str
     shape: tuple[int, ...]
+    kind: str = "F32"
+
+
+class Checkpoint(NamedTuple):
+    """`source` is where the tensors are from, for messages; `tensors` reads them one by one."""
+
+    source: str
+    heads: list[TensorHead]
+    tensors: Iterator[tuple[str, Tensor]]
 
 
 def open_checkpoint(
@@ -45,24 +49,23 @@ def open_checkpoint(
     """The weights in a folder or file; "auto" takes safetensors before GGUF."""
     files = _safetensors_files(path) if load_format in ("auto", "safetensors") else {}
     if files:
-        num_tensors = sum(len(names) for names in files.values())
-        return Checkpoint(str(path), num_tensors, _safetensors(files))
+        return Checkpoint(str(path), list(_safetensors_heads(files)), _safetensors(files))
     gguf_path = find_gguf(path) if load_format in ("auto", "gguf") else None
     if gguf_path is None:
         raise ConfigError(_nothing_found(path, load_format))
     file = GgufFile(gguf_path)
-    return Checkpoint(str(gguf_path), len(file.tensors), _gguf(file, dtype, head_dim))
+    return Checkpoint(str(gguf_path), list(_gguf_heads(file)), _gguf(file, dtype, head_dim))
 
 
 def dummy_checkpoint(
-    wanted: list[DummyTensor], device: torch.device, dtype: torch.dtype
+    wanted: list[TensorHead], device: torch.device, dtype: torch.dtype
 ) -> Checkpoint:
     """Random weights, small enough for finite logits.
 
     A tensor depends on its name alone: ranks that hold parts hold parts of the same model.
     """
-    tensors = ((name, _random(name, shape, device, dtype)) for name, shape in wanted)
-    return Checkpoint("random weights", len(wanted), tensors)
+    tensors = ((head.name, _random(head.name, head.shape, device, dtype)) for head in wanted)
+    return Checkpoint("random weights", wanted, tensors)
 
 
 def _random(name: str, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -102,15 +105,33 @@ def _indexed_files(index_path: Path) -> dict[Path, list[str]]:
     return files
 
 
+def _safetensors_heads(files: dict[Path, list[str]]) -> Iterator[TensorHead]:
+    for path, name, file in _places(files):
+        with _readable(path, name):
+            entry = file.get_slice(name)
+            yield TensorHead(name, tuple(entry.get_shape()), entry.get_dtype())
+
+
 def _safetensors(files: dict[Path, list[str]]) -> Iterator[tuple[str, Tensor]]:
+    for path, name, file in _places(files):
+        with _readable(path, name):
+            tensor = file.get_tensor(name)
+        yield name, tensor
+
+
+def _places(files: dict[Path, list[str]]) -> Iterator[tuple[Path, str, safe_open]]:
     for path, names in files.items():
         with _opened(path) as file:
             for name in names:
-                try:
-                    tensor = file.get_tensor(name)
-                except SafetensorError as error:
-                    raise ConfigError(f"{path}: {name} cannot be read: {error}") from None
-                yield name, tensor
+                yield path, name, file
+
+
+@contextmanager
+def _readable(path: Path, name: str) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise ConfigError(f"{path}: {name} cannot be read: {error}") from None
 
 
 def _opened(path: Path) -> safe_open:
@@ -120,17 +141,27 @@ def _opened(path: Path) -> safe_open:
         raise ConfigError(f"{path} is no whole safetensors file: {error}; get it again") from None
 
 
-def _gguf(file: GgufFile, dtype: torch.dtype, head_dim: int) -> Iterator[tuple[str, Tensor]]:
-    for gguf_name in file.tensors:
-        if is_skipped(gguf_name):
-            continue
-        name = checkpoint_name(gguf_name)
+def _gguf_heads(file: GgufFile) -> Iterator[TensorHead]:
+    for gguf_name in _gguf_names(file):
+        name, shape = checkpoint_name(gguf_name), file.tensors[gguf_name].shape
         if name is None:
             raise ConfigError(f"{file.path} has a tensor {gguf_name!r}, which no model here knows")
+        file.rows(gguf_name, max(0, shape[0] - 1), shape[0])  # refused now if the file ends before
+        yield TensorHead(name, shape)
+
+
+def _gguf(file: GgufFile, dtype: torch.dtype, head_dim: int) -> Iterator[tuple[str, Tensor]]:
+    for gguf_name in _gguf_names(file):
+        name = checkpoint_name(gguf_name)
+        assert name is not None, "the heads were read before"
         tensor = _dequantised(file, gguf_name, dtype)
         if has_paired_rows(file, gguf_name):
             tensor = halved_rows(tensor, head_dim)
         yield name, tensor
+
+
+def _gguf_names(file: GgufFile) -> list[str]:
+    return [name for name in file.tensors if not is_skipped(name)]
 
 
 def _dequantised(file: GgufFile, name: str, dtype: torch.dtype) -> Tensor:

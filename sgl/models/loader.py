@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,17 +14,17 @@ from sgl.errors import ConfigError
 from sgl.kernels.collectives import TensorParallel
 from sgl.models.checkpoint import (
     Checkpoint,
-    DummyTensor,
     LoadFormat,
+    TensorHead,
     dummy_checkpoint,
     open_checkpoint,
 )
 from sgl.models.config import ModelConfig
-from sgl.models.layers.linear import Linear
 from sgl.models.layers.weight_format import plain_format
-from sgl.models.layers.weights import Placement, Weight
+from sgl.models.layers.weights import Placement
 from sgl.models.pooling import Model, pooled
 from sgl.models.registry import model_class
+from sgl.models.weight_table import check_fit, full_name, is_ignored, weight_table
 
 Progress: TypeAlias = Callable[[int, int], None]  # tensors loaded, tensors in all
 
@@ -35,7 +35,6 @@ DTYPES = {
     "float": torch.float32,
     "float32": torch.float32,
 }
-MAX_NAMES = 6  # that one error message lists
 
 
 def load_model(
@@ -56,16 +55,13 @@ def load_model(
     path = Path(path)
     config = ModelConfig.load(path, overrides, is_embedding=is_embedding)
     config.check_tp_size(tp.size)
-    _check_quantization(config)
+    check_quantization(config)
     torch_dtype = resolve_dtype(dtype, config, device)
     placement = Placement(tp, device, torch_dtype, plain_format(device, torch_dtype))
     model = _create(config, placement)
-    if load_format == "dummy":
-        checkpoint = dummy_checkpoint(_dummy_tensors(model), device, torch_dtype)
-    else:
-        checkpoint = open_checkpoint(path, load_format, torch_dtype, config.head_dim)
+    checkpoint = open_weights(path, load_format, model, config, placement.empty(0))
+    check_fit(weight_table(model), config, checkpoint)
     fill(model, config, checkpoint, progress or _terminal_bar(checkpoint, tp))
-    finish_loading(model)
     return model, config
 
 
@@ -80,34 +76,36 @@ def resolve_dtype(name: str, config: ModelConfig, device: torch.device) -> torch
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float16
 
 
+def open_weights(
+    path: str | Path, load_format: LoadFormat, model: Model, config: ModelConfig, like: Tensor
+) -> Checkpoint:
+    """The weights of a checkpoint, or random ones; made on the device and in the type of `like`."""
+    if load_format == "dummy":
+        heads = [TensorHead(name, place.shape) for name, place in weight_table(model).items()]
+        return dummy_checkpoint(heads, like.device, like.dtype)
+    return open_checkpoint(Path(path), load_format, like.dtype, config.head_dim)
+
+
 def fill(model: Model, config: ModelConfig, checkpoint: Checkpoint, progress: Progress) -> None:
-    """Load every weight of the model exactly once; a ConfigError names those that do not fit."""
-    weights = _weights(model)
-    unexpected = []
+    """Load every weight, the first time or once more; `check_fit` has found all of them.
+
+    A linear layer is brought into the form that runs as soon as it is whole, so that one layer at
+    most is held twice.
+    """
+    table = weight_table(model)
+    for place in table.values():
+        place.weight.reopen()
     for num_seen, (name, tensor) in enumerate(checkpoint.tensors, start=1):
-        progress(num_seen, checkpoint.num_tensors)
-        if _is_ignored(name, config):
+        progress(num_seen, len(checkpoint.heads))
+        if is_ignored(name, config):
             continue
-        our_name, part = _our_name(name, model.fused_weights)
-        weight = weights.get(our_name)
-        if weight is None or part not in weight.pieces:
-            unexpected.append(name)
-        else:
-            _load(weight, part, name, tensor, checkpoint.source)
-    missing = [name for name, weight, part in _parts(model) if part in weight.missing]
-    problems = _listed("it lacks", missing) + _listed("the model has no", unexpected)
-    if problems:
-        raise ConfigError(
-            f"{checkpoint.source} does not fit {config.architecture}: {'; '.join(problems)}; "
-            "check that the weights and config.json belong together"
-        )
-
-
-def finish_loading(model: Model) -> None:
-    """Bring all linear layers into the form that runs."""
-    for module in model.modules():
-        if isinstance(module, Linear):
-            module.finish_loading()
+        found = table.get(full_name(name))
+        if found is None or tuple(tensor.shape) != found.shape:
+            raise ConfigError(f"{checkpoint.source} has changed while it was read: {name}")
+        found.weight.load(found.part, tensor)
+        for linear in found.linears:
+            if linear.is_loaded:
+                linear.finish_loading()
 
 
 def _create(config: ModelConfig, placement: Placement) -> Model:
@@ -121,7 +119,8 @@ def _create(config: ModelConfig, placement: Placement) -> Model:
         ) from None
 
 
-def _check_quantization(config: ModelConfig) -> None:
+def check_quantization(config: ModelConfig) -> None:
+    """Raises ConfigError where the weights are in a format that nothing here multiplies."""
     if config.quantization is not None:
         raise ConfigError(
             f"the checkpoint is quantised with {config.quantization!r}, which is not supported: "
@@ -129,65 +128,9 @@ def _check_quantization(config: ModelConfig) -> None:
         )
 
 
-def _load(weight: Weight, part: str | None, name: str, tensor: Tensor, source: str) -> None:
-    shape = weight.full_shape(part)
-    if tuple(tensor.shape) != shape:
-        raise ConfigError(
-            f"{source}: {name} has the shape {tuple(tensor.shape)} where the config asks for "
-            f"{shape}; check that the weights and config.json belong together"
-        )
-    if part not in weight.missing:
-        raise ConfigError(f"{source} has {name} twice: remove the file that is not part of it")
-    weight.load(part, tensor)
-
-
-def _weights(model: Model) -> dict[str, Weight]:
-    found = {}
-    for name, weight in model.named_parameters():
-        assert isinstance(weight, Weight), f"{name} does not say how it is loaded"
-        found[name] = weight
-    return found
-
-
-def _our_name(name: str, fused_weights: Mapping[str, tuple[str, str]]) -> tuple[str, str | None]:
-    """What we call a checkpoint's tensor, and which part of ours it is."""
-    *path, layer, kind = name.removeprefix("model.").split(".")
-    ours, part = fused_weights.get(layer, (layer, None))
-    return ".".join((*path, ours, kind)), part
-
-
-def _parts(model: Model) -> Iterator[tuple[str, Weight, str | None]]:
-    """Every tensor a checkpoint must have, and where it goes."""
-    theirs = {target: name for name, target in model.fused_weights.items()}
-    for our_name, weight in _weights(model).items():
-        *path, layer, kind = our_name.split(".")
-        prefix = () if our_name.startswith(("lm_head.", "score.")) else ("model",)
-        for part in weight.pieces:
-            name = layer if part is None else theirs[layer, part]
-            yield ".".join((*prefix, *path, name, kind)), weight, part
-
-
-def _dummy_tensors(model: Model) -> list[DummyTensor]:
-    return [DummyTensor(name, weight.full_shape(part)) for name, weight, part in _parts(model)]
-
-
-def _is_ignored(name: str, config: ModelConfig) -> bool:
-    """Tensors that hold no weight of their own."""
-    has_lm_head = not (config.tie_word_embeddings or config.is_pooled)
-    is_unused_head = name == "lm_head.weight" and not has_lm_head
-    return is_unused_head or name.endswith("rotary_emb.inv_freq")
-
-
-def _listed(problem: str, names: list[str]) -> list[str]:
-    if not names:
-        return []
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return [f"{problem} {', '.join(names[:MAX_NAMES])}{more}"]
-
-
 def _terminal_bar(checkpoint: Checkpoint, tp: TensorParallel) -> Progress:
     hidden_if = None if tp.rank == 0 else True  # None: where stderr is no terminal
-    bar = tqdm(total=checkpoint.num_tensors, desc="weights", unit="tensor", disable=hidden_if)
+    bar = tqdm(total=len(checkpoint.heads), desc="weights", unit="tensor", disable=hidden_if)
 
     def show(num_loaded: int, num_tensors: int) -> None:
         bar.update(1)

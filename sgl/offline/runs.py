@@ -22,7 +22,12 @@ PROFILED_STEPS = 50  # of a profile; more make files that no viewer likes to ope
 HOW_TO_OPEN = (
     "Open it at https://ui.perfetto.dev; where a GPU waited: python scripts/gpu_gaps.py FILE"
 )
-_OF_A_SERVER_ONLY = {"config_file": None, "api_key": None, "api_key_file": None}
+_OF_A_SERVER_ONLY = {
+    "config_file": None,
+    "api_key": None,
+    "api_key_file": None,
+    "admin_api_key_file": None,
+}
 
 
 @contextmanager

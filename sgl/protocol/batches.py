@@ -7,31 +7,39 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from sgl.errors import InvalidRequestError, NotFoundError
-from sgl.protocol.body import convert, parse_fields
+from sgl.protocol.body import convert, one_of, parse_fields
+from sgl.protocol.file_answers import BatchErrorObject, BatchObject, Status
+from sgl.protocol.files import PageQuery
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 WINDOW, WINDOW_S = "24h", 24 * 3600
-MAX_LISTED_BATCHES = 100
+MAX_LISTED_BATCHES, NUM_LISTED_BATCHES = 100, 20
 MAX_PAIRS, MAX_KEY_CHARS, MAX_VALUE_CHARS = 16, 64, 512
 
 _BATCH_ID = re.compile("batch_[0-9a-f]{32}")
 
-Status = Literal[
-    "validating",
-    "failed",
-    "in_progress",
-    "finalizing",
-    "completed",
-    "expired",
-    "cancelling",
-    "cancelled",
-]
 ENDED = frozenset(("failed", "completed", "expired", "cancelled"))
+
+
+Metadata = Annotated[
+    dict[
+        Annotated[str, Meta(max_length=MAX_KEY_CHARS)],
+        Annotated[str, Meta(max_length=MAX_VALUE_CHARS)],
+    ],
+    Meta(max_length=MAX_PAIRS),
+]
+
+
+class BatchQuery(PageQuery, kw_only=True, frozen=True):
+    """Which batches."""
+
+    limit: Annotated[int, Meta(ge=1, le=MAX_LISTED_BATCHES)] = NUM_LISTED_BATCHES
 
 
 class BatchError(msgspec.Struct, kw_only=True):
@@ -96,13 +104,8 @@ class BatchRecord(msgspec.Struct, kw_only=True):
         self.status = status
         setattr(self, f"{status}_at", int(now))
 
-    def show(self) -> dict[str, Any]:
-        counts = {
-            "total": self.num_lines,
-            "completed": self.num_completed,
-            "failed": self.num_failed,
-        }
-        errors = [msgspec.to_builtins(error) for error in self.errors]
+    def show(self) -> BatchObject:
+        errors: list[BatchErrorObject] = [msgspec.to_builtins(error) for error in self.errors]
         return {
             "id": self.id,
             "object": "batch",
@@ -123,18 +126,29 @@ class BatchRecord(msgspec.Struct, kw_only=True):
             "expired_at": self.expired_at,
             "cancelling_at": self.cancelling_at,
             "cancelled_at": self.cancelled_at,
-            "request_counts": counts,
+            "request_counts": {
+                "total": self.num_lines,
+                "completed": self.num_completed,
+                "failed": self.num_failed,
+            },
             "metadata": self.metadata,
         }
 
 
 class BatchBody(msgspec.Struct, kw_only=True):
-    """The fields of a POST to `/v1/batches`."""
+    """The fields of a POST to `/v1/batches`.
+
+    input_file_id         a file with a request on each line
+    endpoint              of all lines
+    completion_window     after it the batch is expired
+    metadata              anything of yours, which is told with the batch
+    output_expires_after  not supported: files are kept until they are deleted
+    """
 
     input_file_id: str
-    endpoint: str
-    completion_window: str
-    metadata: dict[str, str] | None = None
+    endpoint: Annotated[str, one_of(*ENDPOINTS)]
+    completion_window: Annotated[str, one_of(WINDOW)]
+    metadata: Metadata | None = None
     output_expires_after: dict[str, Any] | None = None
 
 
@@ -156,20 +170,7 @@ def parse_batch(body: bytes) -> BatchBody:
             "output_expires_after is not supported: files are kept until they are deleted",
             param="output_expires_after",
         )
-    _check_metadata(wanted.metadata or {})
     return wanted
-
-
-def _check_metadata(metadata: dict[str, str]) -> None:
-    sizes = [(len(key), len(value)) for key, value in metadata.items()]
-    if len(sizes) > MAX_PAIRS or any(
-        key > MAX_KEY_CHARS or value > MAX_VALUE_CHARS for key, value in sizes
-    ):
-        raise InvalidRequestError(
-            f"metadata must have at most {MAX_PAIRS} pairs, keys of at most {MAX_KEY_CHARS} and "
-            f"values of at most {MAX_VALUE_CHARS} characters",
-            param="metadata",
-        )
 
 
 def check_batch_id(batch_id: str) -> str:

@@ -5,22 +5,40 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import orjson
+from msgspec import Meta
 
 from sgl.errors import InvalidRequestError
-from sgl.sampling_params import MAX_STOPS
 
 MAX_NESTING = 64
 MAX_RID_CHARS = 256
 MAX_SALT_CHARS = 256
 MAX_TOP_LOGPROBS = 20
-_MAX_SIZES = {"stop": MAX_STOPS, "stop_token_ids": 1024, "logit_bias": 4096}
+
+Name = Annotated[str, Meta(max_length=MAX_RID_CHARS)]  # empty: not given
+Salt = Annotated[str, Meta(min_length=1, max_length=MAX_SALT_CHARS)]
+NumTopLogprobs = Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)]
 
 T = TypeVar("T")
-_PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`")
+_PATH = re.compile(r" - at (?P<key>`key` in )?`\$\.?(?P<path>[^`]*)`")
+_STEP = re.compile(r"\[(?P<index>\d+)\]|\.?(?P<name>[^.\[]+)")
+_MISSING = re.compile("Object missing required field `(?P<name>[^`]+)`")
+_KIND = re.compile("Expected `(?P<wanted>[^`]+)`, got `(?P<got>[^`]+)`")
+_LIMIT = re.compile(
+    r"Expected `(?P<kind>\w+)` (?P<length>of length )?(?P<sign>[<>]=?) (?P<bound>\S+)"
+)
+_SIGNS = {">=": "at least", "<=": "at most", ">": "above", "<": "below"}
+_KINDS = {
+    "int": "an integer",
+    "float": "a number",
+    "str": "a string",
+    "bool": "a boolean",
+    "array": "an array",
+    "object": "an object",
+}
 
 
 def parse_fields(body: bytes) -> dict[str, Any]:
@@ -35,12 +53,20 @@ def parse_fields(body: bytes) -> dict[str, Any]:
     return fields
 
 
-def convert(fields: Mapping[str, Any], body_type: type[T]) -> T:
-    """`fields` as a `body_type`; unknown fields are ignored, wrong types refused."""
+def one_of(*values: str) -> Meta:
+    """What a text is described by that is compared by hand, which gives a better sentence."""
+    return Meta(extra_json_schema={"enum": list(values)})
+
+
+def convert(fields: Mapping[str, Any], body_type: type[T], *, is_text: bool = False) -> T:
+    """`fields` as a `body_type`; unknown fields are ignored, wrong types and values refused.
+
+    is_text   all values are texts, as in a query
+    """
     try:
-        return msgspec.convert(fields, body_type)
+        return msgspec.convert(fields, body_type, strict=not is_text)
     except msgspec.ValidationError as error:
-        raise _named(error) from None
+        raise _refusal(str(error), fields) from None
 
 
 def refuse_unsupported(fields: Mapping[str, Any], names: Iterable[str]) -> None:
@@ -57,16 +83,6 @@ def check_name(value: str, field: str, max_chars: int) -> str:
             f"{field} must be 1 to {max_chars} printable characters", param=field
         )
     return value
-
-
-def check_sizes(sampling: Mapping[str, Any]) -> None:
-    """Refuse long lists before each of their entries is looked at."""
-    for name, most in _MAX_SIZES.items():
-        value = sampling.get(name)
-        if isinstance(value, list | dict) and len(value) > most:
-            raise InvalidRequestError(
-                f"{name} must have at most {most} entries, got {len(value)}", param=name
-            )
 
 
 def check_num_prompts(prompts: Sequence[object], max_prompts: int | None, field: str) -> None:
@@ -123,9 +139,44 @@ def _children(value: Any) -> list[Any]:
     return [item for item in items if isinstance(item, dict | list)]
 
 
-def _named(error: msgspec.ValidationError) -> InvalidRequestError:
-    message = str(error)
+def _refusal(message: str, fields: Mapping[str, Any]) -> InvalidRequestError:
+    """Says in our words what msgspec says in `message` of `fields`."""
     where = _PATH.search(message)
     path = where["path"] if where else ""
-    reason = _PATH.sub("", message).replace("`", "")
-    return InvalidRequestError(f"{path}: {reason}" if path else reason, param=path or None)
+    reason = _PATH.sub("", message)
+    if missing := _MISSING.fullmatch(reason):
+        name = f"{path}.{missing['name']}" if path else missing["name"]
+        return InvalidRequestError(f"{name} must be given", param=name)
+    param = path.removesuffix("[...]")  # in place of a key
+    subject = path
+    if where and (where["key"] or path != param):
+        subject = f"a {'key' if where['key'] else 'value'} of {param}"
+    if limit := _LIMIT.fullmatch(reason):
+        value = None if subject != path else _value_at(path, fields)
+        reason = " " + _beyond(limit, value)
+    elif kind := _KIND.fullmatch(reason):
+        reason = f" must be {_kinds(kind['wanted'])}, got {_kinds(kind['got'])}"
+    else:
+        reason = ": " + reason.replace("`", "")
+    return InvalidRequestError(f"{subject}{reason}", param=param or None)
+
+
+def _beyond(limit: re.Match[str], value: Any) -> str:
+    """`value` is None where it cannot be found."""
+    bound = f"{_SIGNS[limit['sign']]} {limit['bound'].removesuffix('.0')}"
+    if not limit["length"]:
+        return f"must be {bound}" + (f", got {value}" if value is not None else "")
+    unit = "characters" if limit["kind"] == "str" else "entries"
+    return f"must have {bound} {unit}" + (f", got {len(value)}" if value is not None else "")
+
+
+def _kinds(names: str) -> str:
+    return " or ".join(_KINDS.get(name, name) for name in names.split(" | "))
+
+
+def _value_at(path: str, fields: Mapping[str, Any]) -> Any:
+    """What stands at a path such as `messages[0].role`."""
+    value: Any = fields
+    for step in _STEP.finditer(path):
+        value = value[int(step["index"])] if step["index"] else value[step["name"]]
+    return value

@@ -13,10 +13,15 @@ from typing import Any, Protocol, TypeAlias
 
 from sgl.errors import EngineError, InvalidRequestError, OverloadedError, RequestError
 from sgl.messages import Finish, LogprobOptions, Logprobs, TextDelta
+from sgl.protocol.session import SessionParams
 from sgl.sampling_params import Grammar, SamplingParams
 
 Prompt: TypeAlias = "str | array[int]"
-CLIENT_ABORT_STATUS = 499  # the client asked for the end: an answer like any other, not a failure
+# ends that are told in the answer, with HTTP status 200; other aborts are failures
+CLIENT_ABORT_STATUS = 499  # the client asked for it
+ABSENT_STATUS = 404  # there is no such session, or no such request in it
+CONFLICT_STATUS = 409  # the request to go on from still runs
+_TOLD_IN_ANSWER = (CLIENT_ABORT_STATUS, ABSENT_STATUS, CONFLICT_STATUS)
 
 
 class Vocabulary(Protocol):
@@ -36,6 +41,8 @@ class PromptCall:
     rid                 the client's name for it, usable in an abort; "" lets the server choose one
     is_length_explicit  the client named max_new_tokens: refuse what cannot fit instead of clipping
     grammar             what the answer must match
+    kept_ids            special tokens that leave text even if the others do not
+    session             where it goes on in a session; the prompt follows on what was said there
     """
 
     prompt: Prompt
@@ -44,6 +51,8 @@ class PromptCall:
     rid: str = ""
     is_length_explicit: bool = False
     grammar: Grammar | None = None
+    kept_ids: tuple[int, ...] = ()
+    session: SessionParams | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,9 +139,9 @@ class Answer:
 
     @property
     def failure(self) -> RequestError | None:
-        """The error that ended it, unless it ended well or because its client wished so."""
+        """The error that ended it, unless it ended well or in a way that the answer tells."""
         finish = self.finish
-        if finish is None or finish.kind != "abort" or finish.status == CLIENT_ABORT_STATUS:
+        if finish is None or finish.kind != "abort" or finish.status in _TOLD_IN_ANSWER:
             return None
         match finish.status:
             case 400:

@@ -40,7 +40,10 @@ class ChatTemplate:
     ) -> None:
         self.source = source
         self.stop = () if conversation is None else conversation.stop
-        self.needs_special_tokens = conversation is not None
+        self.needs_special_tokens = conversation is not None and not conversation.begins_with(
+            bos_token
+        )
+        self._answer_gap = "" if conversation is None else conversation.answer_gap
         self._variables: dict[str, object] = {"bos_token": bos_token, "eos_token": eos_token}
         if conversation is not None:
             self._variables |= conversation.variables()
@@ -101,6 +104,11 @@ class ChatTemplate:
             raise InvalidRequestError(
                 f"the chat template does not accept these messages: {error}", param="messages"
             ) from None
+
+    def begin_answer(self, text: str) -> str:
+        """The beginning of an answer that the client gave, to follow on a prompt."""
+        has_gap = not text or text.startswith(self._answer_gap)
+        return text if has_gap else self._answer_gap + text
 
 
 _TEMPLATE_ERRORS = (

@@ -14,6 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from sgl.errors import ConfigError
+from sgl.sampling_params import MAX_STOP_CHARS, MAX_TEMPLATE_STOPS
 
 
 class _Style(NamedTuple):
@@ -75,10 +76,25 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.sep_style not in STYLES:
             raise ValueError(f"sep_style is one of {', '.join(STYLES)}, not {self.sep_style!r}")
+        if len(self.stop) > MAX_TEMPLATE_STOPS:
+            raise ValueError(f"stop_str has {len(self.stop)} strings, at most {MAX_TEMPLATE_STOPS}")
+        if not all(0 < len(text) <= MAX_STOP_CHARS for text in self.stop):
+            raise ValueError(f"stop_str has strings of 1 to {MAX_STOP_CHARS} characters")
 
     @property
     def stop(self) -> tuple[str, ...]:
         return (self.stop_str,) if isinstance(self.stop_str, str) else self.stop_str
+
+    @property
+    def answer_gap(self) -> str:
+        """What comes between the assistant's role, where an answer is asked for, and its text."""
+        style = STYLES[self.sep_style]
+        return style.after_role.removeprefix(style.prompt_end)
+
+    def begins_with(self, token: str) -> bool:
+        """Whether the format's own text brings the token that begins every sequence."""
+        before_role = STYLES[self.sep_style].before_role
+        return bool(token) and (self.system or before_role + self.user).startswith(token)
 
     def variables(self) -> dict[str, object]:
         """What CONVERSATION_SOURCE is rendered with."""

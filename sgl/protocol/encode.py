@@ -15,14 +15,27 @@ from sgl.protocol.native import PromptBody, namespace_of, prompts_of, rids_of
 from sgl.protocol.native_reply import finish_reason
 from sgl.sampling_params import SamplingParams
 
-NOT_YET = ("input_embeds", "image_data", "video_data", "audio_data", "lora_path")
+NOT_YET = (
+    "input_embeds",
+    "image_data",
+    "video_data",
+    "audio_data",
+    "lora_path",
+    "session_params",
+)
 NO_TOKENS = SamplingParams(max_new_tokens=0, temperature=0.0)
 
 
 class EncodeBody(PromptBody, kw_only=True):
-    """The fields of both paths besides the prompts."""
+    """The fields of both paths and their JSON types; null means not given.
 
-    add_special_tokens: bool | None = None
+    text                what to make a vector of; a list gives a list of answers, in order
+    stream              a vector comes whole: must be false
+    add_special_tokens  a text gets the tokens that begin and end one
+    """
+
+    stream: bool | None = False
+    add_special_tokens: bool | None = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

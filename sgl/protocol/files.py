@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from sgl.errors import InvalidRequestError, NotFoundError
-from sgl.protocol.body import check_name
+from sgl.protocol.body import check_name, convert, one_of
+from sgl.protocol.file_answers import DeletedFile, FileObject
 
 MAX_FILENAME_CHARS = 255
 MAX_LISTED_FILES = 10_000
 PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
 BATCH_OUTPUT = "batch_output"
+ORDERS = ("asc", "desc")
 
 _FILE_ID = re.compile("file-[0-9a-f]{32}")
+
+
+class UploadForm(msgspec.Struct, kw_only=True):
+    """The fields of the form that uploads a file.
+
+    file     its bytes, and its name
+    purpose  what it is for: batch, to be the input of one
+    """
+
+    file: Annotated[str, Meta(extra_json_schema={"format": "binary"})]
+    purpose: Annotated[str, one_of(*PURPOSES)] = "batch"
 
 
 class FileRecord(msgspec.Struct, kw_only=True, frozen=True):
@@ -28,7 +42,7 @@ class FileRecord(msgspec.Struct, kw_only=True, frozen=True):
     filename: str
     purpose: str
 
-    def show(self) -> dict[str, Any]:
+    def show(self) -> FileObject:
         return {
             "id": self.id,
             "object": "file",
@@ -66,7 +80,7 @@ def check_purpose(purpose: str) -> str:
     return purpose
 
 
-def deleted_file(file_id: str) -> dict[str, Any]:
+def deleted_file(file_id: str) -> DeletedFile:
     return {"id": file_id, "object": "file", "deleted": True}
 
 
@@ -79,35 +93,48 @@ class Record(Protocol):
     @property
     def created(self) -> float: ...
 
-    def show(self) -> dict[str, Any]: ...
+    def show(self) -> Mapping[str, object]: ...
 
 
-R = TypeVar("R", bound=Record)
+Q = TypeVar("Q", bound="PageQuery")
 
 
 class PageQuery(msgspec.Struct, kw_only=True, frozen=True):
-    """Which part of a list a client wants, newest first unless `is_ascending`."""
+    """Which part of a list a client wants.
+
+    limit   how many
+    after   only what comes after the one of this id
+    order   by age: desc begins with the newest
+    """
 
     limit: int
     after: str | None = None
-    is_ascending: bool = False
+    order: Annotated[str, one_of(*ORDERS)] = "desc"
 
 
-def parse_page_query(query: Mapping[str, str], *, default: int, most: int) -> PageQuery:
-    """`limit`, `after` and `order` of a GET; raises InvalidRequestError."""
-    limit, order = query.get("limit", str(default)), query.get("order", "desc")
-    if not (limit.isascii() and limit.isdigit() and len(limit) < 9 and 1 <= int(limit) <= most):
+class FileQuery(PageQuery, kw_only=True, frozen=True):
+    """Which files.
+
+    purpose   only files of it
+    """
+
+    limit: Annotated[int, Meta(ge=1, le=MAX_LISTED_FILES)] = MAX_LISTED_FILES
+    purpose: str | None = None
+
+
+def parse_query(query: Mapping[str, str], query_type: type[Q]) -> Q:
+    """The parameters of a GET; raises InvalidRequestError."""
+    wanted = convert({name: query[name] for name in query}, query_type, is_text=True)
+    if wanted.order not in ORDERS:
         raise InvalidRequestError(
-            f"limit must be from 1 to {most}, got {limit!r:.40}", param="limit"
+            f"order must be asc or desc, got {wanted.order!r:.40}", param="order"
         )
-    if order not in ("asc", "desc"):
-        raise InvalidRequestError(f"order must be asc or desc, got {order!r:.40}", param="order")
-    return PageQuery(limit=int(limit), after=query.get("after"), is_ascending=order == "asc")
+    return wanted
 
 
-def page(records: Sequence[R], query: PageQuery) -> dict[str, Any]:
+def page(records: Sequence[Record], query: PageQuery) -> dict[str, Any]:
     """The records of one page as a list object; raises InvalidRequestError."""
-    ordered = sorted(records, key=_age, reverse=not query.is_ascending)
+    ordered = sorted(records, key=_age, reverse=query.order == "desc")
     start = 0
     if query.after is not None:
         ids = [record.id for record in ordered]

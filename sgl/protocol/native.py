@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from sgl.constrained.grammar import one_grammar
 from sgl.errors import InvalidRequestError
@@ -17,17 +18,20 @@ from sgl.messages import LogprobOptions, pack
 from sgl.protocol.body import (
     MAX_RID_CHARS,
     MAX_SALT_CHARS,
-    MAX_TOP_LOGPROBS,
+    Name,
+    NumTopLogprobs,
+    Salt,
     check_name,
     check_num_prompts,
-    check_sizes,
     convert,
     id_array,
     parse_fields,
     refuse_unsupported,
 )
 from sgl.protocol.call import GenerationCall, Prompt, PromptCall
-from sgl.sampling_params import Grammar, GrammarKind, SamplingParams
+from sgl.protocol.sampling_schema import SamplingFields
+from sgl.protocol.session import SessionParams
+from sgl.sampling_params import MAX_STOPS, WRITTEN_KINDS, Grammar, SamplingParams
 
 MAX_CHOSEN_IDS = 1024  # of token_ids_logprob
 NOT_YET = (
@@ -36,34 +40,53 @@ NOT_YET = (
     "video_data",
     "audio_data",
     "lora_path",
-    "session_params",
     "custom_logit_processor",
 )
 NOT_YET_SAMPLING = ("custom_params",)
+
+StartLen = Annotated[int, Meta(ge=-1)]
 
 T = TypeVar("T")
 
 
 class PromptBody(msgspec.Struct, kw_only=True):
-    """Fields that say what the prompts are, and their JSON types; null means not given."""
+    """Fields that say what the prompts are, and their JSON types; null means not given.
+
+    input_ids    token ids instead of text
+    rid          your name for a prompt, for /abort_request; drawn if not given
+    cache_salt   prompts with different salts never share cached KV
+    """
 
     text: str | list[str] | None = None
     input_ids: list[int | list[int]] | None = None
-    rid: str | list[str] | None = None
-    stream: bool | None = None
-    cache_salt: str | None = None
+    rid: Name | list[Name] | None = None
+    cache_salt: Salt | None = None
 
 
 class GenerateBody(PromptBody, kw_only=True):
-    """The fields of `/generate` besides these."""
+    """The fields of `/generate` and their JSON types; null means not given.
 
-    sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None
-    return_logprob: bool | list[bool] | None = None
-    logprob_start_len: int | list[int] | None = None
-    top_logprobs_num: int | list[int] | None = None
+    text                     the prompt; a list gives a list of answers, in order
+    sampling_params          how to go on; a list has one for each prompt
+    return_logprob           tell log-probabilities; they are of the model's own distribution
+    logprob_start_len        of the prompt too, from this position on; -1: of the answer only
+    top_logprobs_num         and of so many of the likeliest tokens in each place
+    token_ids_logprob        and of these ids, at most 1024, in each place
+    return_text_in_logprobs  tell the texts of these tokens
+    return_hidden_states     not supported: must be false
+    stream                   answer with server-sent events
+    session_params           where in a session a prompt goes on; a list has one for each prompt
+    """
+
+    sampling_params: SamplingFields | list[SamplingFields] | None = None
+    return_logprob: bool | list[bool] | None = False
+    logprob_start_len: StartLen | list[StartLen] | None = -1
+    top_logprobs_num: NumTopLogprobs | list[NumTopLogprobs] | None = 0
     token_ids_logprob: list[int | list[int]] | None = None
-    return_text_in_logprobs: bool | None = None
-    return_hidden_states: bool | None = None
+    return_text_in_logprobs: bool | None = False
+    return_hidden_states: bool | None = False
+    stream: bool | None = False
+    session_params: SessionParams | list[SessionParams | None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +117,12 @@ def generate_request(fields: Mapping[str, Any], max_prompts: int | None = None) 
     n = calls[0].sampling.n
     if any(call.sampling.n != n for call in calls):
         raise InvalidRequestError("n must be the same for all prompts of a batch", param="n")
+    if n > 1 and any(call.session for call in calls):
+        raise InvalidRequestError(
+            "a request of a session has one answer, from which others go on: leave out n, or send "
+            "several requests",
+            param="n",
+        )
     call = GenerationCall(
         prompts=calls,
         n=n,
@@ -152,6 +181,7 @@ def _prompt_calls(
     num = len(prompts) if is_batch else None
     samplings = _samplings(body.sampling_params, num)
     rids = rids_of(body, num)
+    sessions: list[SessionParams | None] = _spread(body.session_params, None, num, "session_params")
     logprobs = _logprob_options(body, num)
     return tuple(
         PromptCall(
@@ -161,8 +191,11 @@ def _prompt_calls(
             rid=rid,
             is_length_explicit=sampling.is_length_explicit,
             grammar=sampling.grammar,
+            session=session,
         )
-        for prompt, sampling, options, rid in zip(prompts, samplings, logprobs, rids, strict=True)
+        for prompt, sampling, options, rid, session in zip(
+            prompts, samplings, logprobs, rids, sessions, strict=True
+        )
     )
 
 
@@ -184,9 +217,13 @@ def _samplings(value: Any, num: int | None) -> list[_Sampling]:
 
 def _sampling(fields: dict[str, Any]) -> _Sampling:
     refuse_unsupported(fields, NOT_YET_SAMPLING)
-    check_sizes(fields)
-    others = {*NOT_YET_SAMPLING, *GrammarKind}
+    others = {*NOT_YET_SAMPLING, *WRITTEN_KINDS}
     known = {name: value for name, value in fields.items() if name not in others}
+    stop = fields.get("stop")
+    if isinstance(stop, list) and len(stop) > MAX_STOPS:
+        raise InvalidRequestError(
+            f"stop must have at most {MAX_STOPS} strings, got {len(stop)}", param="stop"
+        )
     is_explicit = fields.get("max_new_tokens") is not None
     return _Sampling(SamplingParams.from_dict(known), is_explicit, one_grammar(fields))
 
@@ -223,16 +260,6 @@ def _chosen_ids(value: list[int | list[int]] | None, num: int | None) -> list[li
 
 
 def _checked_options(start_len: int, top_num: int, token_ids: list[int]) -> LogprobOptions:
-    if start_len < -1:
-        raise InvalidRequestError(
-            f"logprob_start_len must be -1 or a position of the prompt, got {start_len}",
-            param="logprob_start_len",
-        )
-    if not 0 <= top_num <= MAX_TOP_LOGPROBS:
-        raise InvalidRequestError(
-            f"top_logprobs_num must be from 0 to {MAX_TOP_LOGPROBS}, got {top_num}",
-            param="top_logprobs_num",
-        )
     if len(token_ids) > MAX_CHOSEN_IDS:
         raise InvalidRequestError(
             f"token_ids_logprob may name {MAX_CHOSEN_IDS} ids, got {len(token_ids)}",

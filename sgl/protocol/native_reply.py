@@ -12,13 +12,14 @@ from typing import Any
 
 from sgl.errors import RequestError
 from sgl.messages import Finish, LogprobOptions
+from sgl.protocol.answers import FinishReason, GeneratedText, NativeError
 from sgl.protocol.call import Answer, LogprobColumns, Vocabulary
 from sgl.protocol.native import GenerateRequest
 
 Row = list[float | int | str | None]  # [log-probability, id, text]
 
 
-def native_error(error: RequestError) -> dict[str, Any]:
+def native_error(error: RequestError) -> NativeError:
     return {"error": {"message": str(error)}}
 
 
@@ -68,10 +69,10 @@ class NativeReply:
     def error(self, error: RequestError) -> Any:
         return native_error(error)
 
-    def _item(self, answer: Answer, text: str, ids: list[int], sent: _Sent) -> dict[str, Any]:
+    def _item(self, answer: Answer, text: str, ids: list[int], sent: _Sent) -> GeneratedText:
         return {"text": text, "output_ids": ids, "meta_info": self._meta(answer, sent)}
 
-    def _meta(self, answer: Answer, sent: _Sent) -> dict[str, Any]:
+    def _meta(self, answer: Answer, sent: _Sent) -> Any:
         meta: dict[str, Any] = {
             "id": answer.rid,
             "finish_reason": answer.finish and finish_reason(answer.finish),
@@ -120,7 +121,7 @@ class NativeReply:
         return [self._row(value, token_id) for value, token_id in zip(values, ids, strict=True)]
 
 
-def finish_reason(finish: Finish) -> dict[str, Any]:
+def finish_reason(finish: Finish) -> FinishReason:
     match finish.kind:
         case "stop":
             return {"type": "stop", "matched": finish.matched}

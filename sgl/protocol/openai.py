@@ -4,18 +4,38 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
-from sgl.errors import InvalidRequestError, RequestError
+from sgl.errors import RequestError
 from sgl.messages import Finish
-from sgl.protocol.body import MAX_RID_CHARS, MAX_SALT_CHARS, check_name, check_sizes
+from sgl.protocol.answer_format import AnswerFormat
+from sgl.protocol.answers import ModelCard, ModelList, OpenAiError, Usage
+from sgl.protocol.body import MAX_RID_CHARS, MAX_SALT_CHARS, Name, Salt, check_name
 from sgl.protocol.call import Answer
 from sgl.protocol.openai_grammar import GrammarBody
-from sgl.sampling_params import SamplingParams
+from sgl.sampling_params import (
+    MAX_STOP_IDS,
+    MAX_STOPS,
+    Bias,
+    BiasKeys,
+    MinP,
+    NumAnswers,
+    NumTokens,
+    Penalty,
+    RepetitionPenalty,
+    SamplingParams,
+    Seed,
+    StopText,
+    Temperature,
+    TokenId,
+    TopK,
+    TopP,
+)
 
 NOT_YET = (
     "lora_path",
@@ -26,36 +46,51 @@ NOT_YET = (
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
+    """What a stream tells besides the answer.
+
+    include_usage   a last event with the token counts
+    """
+
     include_usage: bool | None = None
 
 
 class SamplingBody(GrammarBody, kw_only=True):
-    """Fields of both endpoints and their JSON types; null means not given."""
+    """Fields of both endpoints and their JSON types; null means not given.
 
-    model: str | None = None
-    max_tokens: int | None = None
-    n: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    stream: bool | None = None
+    model         anything; the answer repeats it
+    max_tokens    of an answer
+    min_tokens    end-of-sequence and stop tokens are masked until so many are out
+    stream        answer with server-sent events
+    stream_options   what a stream tells besides
+    user          not looked at
+    rid           your name for the request, for /abort_request; drawn if not given
+    cache_salt    prompts with different salts never share cached KV
+    """
+
+    model: Name | None = None
+    max_tokens: NumTokens | None = None
+    n: NumAnswers | None = 1
+    temperature: Temperature | None = 1.0
+    top_p: TopP | None = 1.0
+    frequency_penalty: Penalty | None = 0.0
+    presence_penalty: Penalty | None = 0.0
+    logit_bias: Annotated[dict[str, Bias], BiasKeys] | None = None
+    seed: Seed | None = None
+    stop: StopText | Annotated[list[StopText], Meta(max_length=MAX_STOPS)] | None = None
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
     user: str | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    min_tokens: int | None = None
-    repetition_penalty: float | None = None
-    stop_token_ids: list[int] | None = None
-    no_stop_trim: bool | None = None
-    ignore_eos: bool | None = None
-    skip_special_tokens: bool | None = None
-    spaces_between_special_tokens: bool | None = None
-    rid: str | None = None
-    cache_salt: str | None = None
+    top_k: TopK | None = -1
+    min_p: MinP | None = 0.0
+    min_tokens: NumTokens | None = 0
+    repetition_penalty: RepetitionPenalty | None = 1.0
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOP_IDS)] | None = None
+    no_stop_trim: bool | None = False
+    ignore_eos: bool | None = False
+    skip_special_tokens: bool | None = True
+    spaces_between_special_tokens: bool | None = True
+    rid: Name | None = None
+    cache_salt: Salt | None = None
 
 
 _SAME_NAME = (
@@ -81,10 +116,8 @@ _SAME_NAME = (
 def sampling_params(body: SamplingBody, **fields: Any) -> SamplingParams:
     """The body's sampling fields; `fields` are those whose meaning differs by endpoint."""
     given = {name: getattr(body, name) for name in _SAME_NAME}
-    check_sizes(given)
     given |= {"min_new_tokens": body.min_tokens}
-    known = {name: value for name, value in given.items() if value is not None}
-    return SamplingParams.from_dict(known | fields)
+    return SamplingParams.from_dict(given | fields)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +130,7 @@ class Frame:
     reports_cached: bool
     includes_usage: bool
 
-    def around(self, kind: str, choices: list[Any], usage: dict[str, Any] | None) -> dict[str, Any]:
+    def around(self, kind: str, choices: list[Any], usage: Usage | None) -> dict[str, Any]:
         return {
             "id": self.id,
             "object": kind,
@@ -107,7 +140,7 @@ class Frame:
             "usage": usage,
         }
 
-    def usage(self, answers: Sequence[Answer], n: int) -> dict[str, Any]:
+    def usage(self, answers: Sequence[Answer], n: int) -> Usage:
         """Token counts; a prompt counts once, however many samples were drawn."""
         num_prompt = sum(len(answer.prompt_ids) for answer in answers[::n])
         num_completion = sum(len(answer.output_ids) for answer in answers)
@@ -127,6 +160,7 @@ class Server:
     model_name: str
     reports_cached: bool = False
     max_prompts: int | None = None
+    answers: AnswerFormat = field(default_factory=AnswerFormat)
 
 
 def frame(body: SamplingBody, server: Server, prefix: str) -> Frame:
@@ -155,17 +189,17 @@ def stop_fields(finish: Finish | None) -> dict[str, Any]:
     }
 
 
-def openai_error(error: RequestError) -> dict[str, Any]:
+def openai_error(error: RequestError) -> OpenAiError:
     return error_body(str(error), error.kind, param=error.param, code=error.code)
 
 
 def error_body(
     message: str, kind: str, *, param: str | None = None, code: str | None = None
-) -> dict[str, Any]:
+) -> OpenAiError:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def model_card(name: str, created: int, context_len: int) -> dict[str, Any]:
+def model_card(name: str, created: int, context_len: int) -> ModelCard:
     return {
         "id": name,
         "object": "model",
@@ -177,10 +211,5 @@ def model_card(name: str, created: int, context_len: int) -> dict[str, Any]:
     }
 
 
-def model_list(cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def model_list(cards: Sequence[ModelCard]) -> ModelList:
     return {"object": "list", "data": list(cards)}
-
-
-def refuse_range(name: str, value: int | None, low: int, high: int) -> None:
-    if value is not None and not low <= value <= high:
-        raise InvalidRequestError(f"{name} must be from {low} to {high}, got {value}", param=name)

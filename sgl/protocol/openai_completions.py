@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sgl.errors import InvalidRequestError
 from sgl.messages import LogprobOptions
 from sgl.protocol.body import (
-    MAX_TOP_LOGPROBS,
+    NumTopLogprobs,
     check_num_prompts,
     convert,
     id_array,
@@ -22,7 +22,6 @@ from sgl.protocol.openai import (
     Server,
     frame,
     namespace,
-    refuse_range,
     sampling_params,
 )
 from sgl.protocol.openai_grammar import grammar_of
@@ -31,11 +30,19 @@ DEFAULT_MAX_TOKENS = 16
 
 
 class CompletionBody(SamplingBody, kw_only=True):
-    """The fields of `/v1/completions` besides the shared ones."""
+    """The fields of `/v1/completions` besides the shared ones.
 
-    prompt: str | list[str | int | list[int]] | None = None
-    echo: bool | None = None
-    logprobs: int | None = None
+    prompt      a text, ids, or a list of either
+    max_tokens  of an answer; 16 if not given
+    echo        the text begins with the prompt
+    logprobs    of each token, and of so many of the likeliest ones in its place
+    best_of     must be n: all that is generated is returned
+    suffix      not supported: must be empty
+    """
+
+    prompt: str | list[str | int | list[int]]
+    echo: bool | None = False
+    logprobs: NumTopLogprobs | None = None
     best_of: int | None = None
     suffix: str | None = None
 
@@ -86,7 +93,6 @@ def parse_completion(body: bytes, server: Server) -> CompletionRequest:
 
 
 def _check(body: CompletionBody) -> None:
-    refuse_range("logprobs", body.logprobs, 0, MAX_TOP_LOGPROBS)
     if body.suffix:
         raise InvalidRequestError("suffix is not supported by this server", param="suffix")
     if body.best_of is not None and body.best_of != (body.n or 1):
@@ -95,7 +101,7 @@ def _check(body: CompletionBody) -> None:
         )
 
 
-def prompts_in(value: str | list[str | int | list[int]] | None, field: str) -> list[Prompt]:
+def prompts_in(value: str | list[str | int | list[int]], field: str) -> list[Prompt]:
     """The texts and ids that a field holds; raises InvalidRequestError if there are none."""
     if isinstance(value, str):
         return [value]

@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 from sgl.errors import RequestError
+from sgl.protocol.answers import CompletionLogprobs
 from sgl.protocol.call import Answer, LogprobColumns, Vocabulary
 from sgl.protocol.openai import openai_error, stop_fields
 from sgl.protocol.openai_completions import CompletionRequest
@@ -66,7 +67,7 @@ class CompletionReply:
             return prompt
         return self._vocabulary.decode(prompt, skip_special_tokens=True)
 
-    def _logprobs(self, answer: Answer, sent: _Sent) -> dict[str, Any] | None:
+    def _logprobs(self, answer: Answer, sent: _Sent) -> CompletionLogprobs | None:
         options = answer.logprob_options
         if options is None:
             return None
@@ -108,7 +109,7 @@ class _LogprobTable:
             self._values.append(columns.value(position))
             self._tops.append(self._top(columns, position))
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> CompletionLogprobs:
         lengths = map(len, self.tokens[:-1])
         return {
             "tokens": self.tokens,

@@ -6,15 +6,18 @@ import base64
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
 from sgl.errors import AbortedError, InvalidRequestError
 from sgl.protocol.body import (
     MAX_RID_CHARS,
     MAX_SALT_CHARS,
+    Name,
+    Salt,
     check_name,
     check_num_prompts,
     convert,
@@ -27,19 +30,30 @@ from sgl.protocol.openai import NOT_YET, Server
 from sgl.protocol.openai_completions import prompts_in
 
 EncodingFormat: TypeAlias = Literal["float", "base64"]
+Dimensions = Annotated[int, Meta(ge=1)]
 
 
 class EmbeddingsBody(msgspec.Struct, kw_only=True):
-    """The fields of `/v1/embeddings` and their JSON types; null means not given."""
+    """The fields of `/v1/embeddings` and their JSON types; null means not given.
 
-    input: str | list[str | int | list[int]] | None = None
-    model: str | None = None
-    encoding_format: EncodingFormat | None = None
-    dimensions: int | None = None
+    input               a text, ids, or a list of either; none empty
+    model               anything; the answer repeats it
+    encoding_format     base64: of the little-endian float32 numbers, less than half as long
+    dimensions          the first so many numbers, brought to length 1 again, if the model allows it
+    user                not looked at
+    rid                 your name for the request, for /abort_request; drawn if not given
+    cache_salt          prompts with different salts never share cached KV
+    add_special_tokens  a text gets the tokens that begin and end one
+    """
+
+    input: str | list[str | int | list[int]]
+    model: Name | None = None
+    encoding_format: EncodingFormat | None = "float"
+    dimensions: Dimensions | None = None
     user: str | None = None
-    rid: str | None = None
-    cache_salt: str | None = None
-    add_special_tokens: bool | None = None
+    rid: Name | None = None
+    cache_salt: Salt | None = None
+    add_special_tokens: bool | None = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

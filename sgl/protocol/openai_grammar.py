@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
 from sgl.constrained.grammar import parse_grammar
 from sgl.errors import InvalidRequestError
-from sgl.sampling_params import Grammar, GrammarKind
+from sgl.protocol.body import one_of
+from sgl.sampling_params import WRITTEN_KINDS, Grammar, GrammarKind
 
 MAX_CHOICES = 10_000
+FORMATS = ("text", "json_object", "json_schema", "structural_tag")
 
 
 class JsonSchemaFormat(msgspec.Struct, kw_only=True):
-    """`json_schema` of a response format. The schema holds whether `strict` or not."""
+    """`json_schema` of a response format.
+
+    schema   the whole answer is JSON of it
+    name, description, strict   change nothing
+    """
 
     schema: dict[str, Any]
     name: str | None = None
@@ -25,14 +31,29 @@ class JsonSchemaFormat(msgspec.Struct, kw_only=True):
 
 
 class ResponseFormat(msgspec.Struct, kw_only=True):
-    type: str
+    """What the answer must match, as OpenAI has it.
+
+    type         text: no constraint; json_object: any JSON object
+    json_schema  with type json_schema
+    structures, triggers   with type structural_tag, as in the field of that name
+    """
+
+    type: Annotated[str, one_of(*FORMATS)]
     json_schema: JsonSchemaFormat | None = None
     structures: list[dict[str, Any]] | None = None
     triggers: list[str] | None = None
 
 
 class StructuredOutputs(msgspec.Struct, kw_only=True):
-    """vLLM's."""
+    """What the answer must match, as vLLM has it: one of these.
+
+    json            a JSON schema, as an object or as text
+    regex           the whole answer matches it
+    choice          the answer is one of these texts
+    grammar         as ebnf
+    json_object     any JSON object
+    structural_tag  as structural_tag, as text
+    """
 
     json: str | dict[str, Any] | None = None
     regex: str | None = None
@@ -43,7 +64,19 @@ class StructuredOutputs(msgspec.Struct, kw_only=True):
 
 
 class GrammarBody(msgspec.Struct, kw_only=True):
-    """The fields of both `/v1` endpoints that may hold a grammar; null means not given."""
+    """The fields of both `/v1` endpoints that may hold a grammar; null means not given.
+
+    response_format     what the answer must match, as OpenAI has it; one request has one grammar
+    regex               the whole answer matches it, as re.fullmatch would; \\d is an ASCII digit
+    json_schema         the answer is JSON of this schema, which is an object or text;
+                        "$$ANY$$": any JSON
+    ebnf                a grammar in GBNF with the start rule root, or in Lark
+    structural_tag      {"structures": [{"begin", "schema", "end"}], "triggers": [...]}, also as
+                        text: free text, but after a trigger a structure must follow
+    structured_outputs  what the answer must match, as vLLM has it
+    guided_json, guided_regex, guided_choice, guided_grammar   vLLM's older names for
+                        fields of structured_outputs
+    """
 
     response_format: ResponseFormat | None = None
     regex: str | None = None
@@ -88,7 +121,7 @@ def grammar_of(body: GrammarBody) -> Grammar | None:
 def _wishes(body: GrammarBody) -> Iterator[_Wish]:
     if body.response_format is not None:
         yield from _of_format(body.response_format)
-    for kind in GrammarKind:
+    for kind in WRITTEN_KINDS:
         if (source := getattr(body, kind)) is not None:
             yield _Wish(kind, kind, source)
     guided = StructuredOutputs(
@@ -118,8 +151,8 @@ def _of_format(wanted: ResponseFormat) -> Iterator[_Wish]:
             yield _Wish(param, GrammarKind.STRUCTURAL_TAG, tag)
         case _:
             raise InvalidRequestError(
-                f"{param} {wanted.type!r:.40} is not known: its type is text, json_object, "
-                "json_schema or structural_tag",
+                f"{param} {wanted.type!r:.40} is not known: its type is one of "
+                f"{', '.join(FORMATS)}",
                 param=param,
             )
 

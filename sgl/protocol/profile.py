@@ -10,7 +10,7 @@ import msgspec
 class ProfileRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Names as SGLang has them.
 
-    output_dir  folder of the traces, relative to the server's; None: the server's choice
+    output_dir  folder of the traces, relative to the server's; not given: the server's choice
     num_steps   end by itself after so many steps
     activities  what to record; nothing said: all that the machine has
     """

@@ -35,6 +35,7 @@ from sgl.messages import (
     pack,
     unpack,
 )
+from sgl.scheduling import jump_forward
 from sgl.scheduling.admission import Admission
 from sgl.scheduling.kv_store import KvStore
 from sgl.scheduling.limits import Limits, PromptBudget
@@ -55,12 +56,17 @@ class Totals:
     num_cached_tokens: int = 0
     num_output_tokens: int = 0
     num_retractions: int = 0
+    num_jumped_tokens: int = 0  # taken without sampling them
+    num_saved_passes: int = 0  # of a request: jumped tokens, less those sampled for nothing
     num_finished: int = 0
     num_aborted: int = 0
 
 
 class Batcher:
-    """Owns the queues. Messages go in through `add` and `end`, plans and deltas come out."""
+    """Owns the queues. Messages go in through `add` and `end`, plans and deltas come out.
+
+    is_held  requests that have not begun stay in the queue
+    """
 
     def __init__(
         self,
@@ -71,11 +77,13 @@ class Batcher:
         conservativeness: float = 1.0,
         eos_ids: AbstractSet[int] = frozenset(),
         seed: int = 0,
+        jumps_forward: bool = True,
     ) -> None:
         self.store = store
         self.limits = limits
         self.policy = policy
         self.eos_ids = eos_ids
+        self.jumps_forward = jumps_forward
         self.rng = random.Random(seed)
         self.admission = Admission(store, conservativeness)
         self.requests: dict[RequestId, Request] = {}
@@ -83,6 +91,7 @@ class Batcher:
         self.running: list[Request] = []
         self.in_flight: deque[Step] = deque()
         self.totals = Totals()
+        self.is_held = False
         self._free_rows = list(range(limits.max_rows))
         self._released_rows: list[int] = []
         self._last_decode_rows = b""
@@ -100,6 +109,8 @@ class Batcher:
             )
         request = self._request(message, matcher)
         self._num_arrived += 1
+        if self.jumps_forward:
+            self._count_jump(jump_forward.begin(request), num_dropped=0)
         self.requests[request.request_id] = request
         self.waiting.append(request)
 
@@ -117,7 +128,7 @@ class Batcher:
             return None
         self.admission.relax()
         decodes, growing, page_ids = self._plan_decodes()
-        step = Step(self.totals.num_steps, [_decode_part(request) for request in decodes])
+        step = Step(self.totals.num_steps, _decode_parts(decodes))
         admitted: list[NewRow] = []
         chunks = list(self._plan_chunks(step, admitted, num_decodes=len(decodes)))
         if not step.parts:
@@ -145,8 +156,8 @@ class Batcher:
         step = self.in_flight[0]
         masked, step.masked = step.masked, []
         words_MW = np.full((len(masked), masked[0][2].num_words), -1, np.int32)
-        for words_W, (_, request, matcher) in zip(words_MW, masked, strict=True):
-            if not request.is_finished:  # else the step is one too many, and anything will do
+        for words_W, (_, part, matcher) in zip(words_MW, masked, strict=True):
+            if part.is_wanted:  # else the step is one too many, and anything will do
                 matcher.write_mask(words_W)
         return TokenMasks(step.number, words_MW.tobytes())
 
@@ -165,10 +176,20 @@ class Batcher:
         outputs: Iterator[int | bytes] = iter(result.vectors or unpack(result.token_ids))
         for index, part in enumerate(step.parts):
             output = next(outputs) if part.has_output else None
-            if not part.request.is_finished:
+            if part.is_wanted:
                 delta = self._commit_part(part, output, logprobs.get(index))
                 deltas += [delta] if delta else []
         return deltas
+
+    @property
+    def num_begun(self) -> int:
+        """Requests that have run and have not ended; some may be back in the queue."""
+        return len(self.running) + sum(request.num_retractions > 0 for request in self.waiting)
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether no request is in the middle and no step in flight."""
+        return not self.in_flight and not self.num_begun
 
     def flush(self) -> bool:
         """Empty the cache; refused (False) while any request is waiting or running.
@@ -220,11 +241,15 @@ class Batcher:
     def _plan_chunks(self, step: Step, admitted: list[NewRow], num_decodes: int) -> Iterator[Chunk]:
         """Prefill in what is left beside the decodes: first what was begun, then new requests."""
         begun = [request for request in self.running if request.is_prefilling]
+        begun.sort(key=lambda request: not request.has_stale_row)  # streams that jump: a few tokens
         budget = self.limits.prompt_budget(num_decodes, len(self.waiting) + len(begun))
         for request in begun:
             if budget.is_spent:
                 return
+            row = self._new_row(request) if request.has_stale_row else None
             if chunk := self._chunk(step, request, budget):
+                if row:
+                    self._renew_row(request, row, admitted)
                 yield chunk
         for request in self._candidates(budget):
             admitted.append(self._admit(request))
@@ -242,6 +267,8 @@ class Batcher:
         self.admission.begin(self.running)
         last_arrival = -1
         for request in window:
+            if self.is_held and not request.num_retractions:
+                continue
             if request.is_waiting_for_token or self.admission.waits_for_leader(request):
                 continue
             if not self.admission.try_admit(request, is_alone=not self.running):
@@ -261,10 +288,19 @@ class Batcher:
         if request.num_cached < 0:
             request.num_cached = request.num_in_tree
             self.totals.num_cached_tokens += request.num_in_tree
+        return self._new_row(request)
+
+    def _renew_row(self, request: Request, row: NewRow, admitted: list[NewRow]) -> None:
+        """Have the worker give the row of a request that jumped up, and take it again."""
+        self._released_rows.append(row.row)
+        admitted.append(row)
+        request.has_stale_row = False
+
+    def _new_row(self, request: Request) -> NewRow:
         sampling = request.sampling
         return NewRow(
             row=request.row,
-            num_cached=request.num_in_tree,
+            num_cached=request.num_planned,
             pages=request.pages.tobytes(),
             sampling=sampling,
             seed=request.seed,
@@ -290,7 +326,7 @@ class Batcher:
         request.num_sampled += has_output and not request.wants_vector
         request.is_prefilling = not is_end
         self.totals.num_prefill_tokens += end - start
-        step.parts.append(Part(request, request.num_retractions, end, has_output, is_prefill=True))
+        step.parts.append(Part.of(request, has_output=has_output, is_prefill=True))
         has_next = end < request.prompt_len
         return Chunk(
             row=request.row,
@@ -313,7 +349,9 @@ class Batcher:
         request = part.request
         if part.epoch == request.num_retractions:
             request.num_computed = part.end
-        finish, new_ids, vector = self._take(part, output)
+        finish, vector = self._take(part, output)
+        new_ids = request.tell()
+        self.totals.num_output_tokens += len(new_ids) // 4
         input_logprobs = logprobs.input if logprobs else None
         if part.is_prefill and request.logprobs and request.next_logprob < request.prompt_len:
             if request.next_logprob == 0:
@@ -321,7 +359,7 @@ class Batcher:
             request.next_logprob = min(part.end + 1, request.prompt_len)
         if finish:
             self._end(request, finish)
-        elif part.is_prefill and part.epoch == request.num_retractions:
+        elif part.is_prefill and part.epoch == request.num_retractions and not request.num_jumps:
             self.store.share(request)
         if not (finish or new_ids or input_logprobs):
             return None
@@ -335,19 +373,34 @@ class Batcher:
             vector,
         )
 
-    def _take(self, part: Part, output: int | bytes | None) -> tuple[Finish | None, bytes, bytes]:
-        """Whether the request ends with its part of the step, its new token, its vector."""
+    def _take(self, part: Part, output: int | bytes | None) -> tuple[Finish | None, bytes]:
+        """Take in what the step made of a part; whether the request ends, and its vector."""
         request = part.request
         if output is None:
             is_end = request.max_new_tokens == 0 and part.end == request.prompt_len
-            return NO_TOKENS_WANTED if is_end else None, b"", b""
+            return NO_TOKENS_WANTED if is_end else None, b""
         if output in NOT_A_NUMBER:
             message = "the model's output is not a number"
-            return Finish("abort", message=message, status=500), b"", b""
+            return Finish("abort", message=message, status=500), b""
         if isinstance(output, bytes):
-            return NO_TOKENS_WANTED, b"", output
-        self.totals.num_output_tokens += 1
-        return request.accept(output), output.to_bytes(4, "little", signed=True), b""
+            return NO_TOKENS_WANTED, output
+        return self._accept(request, output), b""
+
+    def _accept(self, request: Request, token_id: int) -> Finish | None:
+        """Take a sampled token, and what its grammar forces after it."""
+        finish = request.accept(token_id)
+        if finish or not self.jumps_forward:
+            return finish
+        num_dropped = int(request.is_waiting_for_token)
+        jumped = jump_forward.jump(request)
+        if jumped is None:
+            return None
+        self._count_jump(jumped.num_tokens, num_dropped)
+        return jumped.finish
+
+    def _count_jump(self, num_tokens: int, num_dropped: int) -> None:
+        self.totals.num_jumped_tokens += num_tokens
+        self.totals.num_saved_passes += num_tokens - num_dropped
 
     def _fail(self, parts: list[Part], error: str) -> list[TokenDelta]:
         """These parts of a step left nothing: their requests end, the others never notice."""
@@ -395,7 +448,7 @@ class Batcher:
         heappush(self._free_rows, request.row)
         self._released_rows.append(request.row)
         request.row = -1
-        request.is_prefilling = False
+        request.is_prefilling = request.has_stale_row = False
 
     def _take_released(self) -> bytes:
         released, self._released_rows = self._released_rows, []
@@ -418,6 +471,5 @@ class Batcher:
         return request.token_ids[request.prompt_len :].tobytes()
 
 
-def _decode_part(request: Request) -> Part:
-    end = request.num_planned
-    return Part(request, request.num_retractions, end, has_output=True, is_prefill=False)
+def _decode_parts(requests: list[Request]) -> list[Part]:
+    return [Part.of(request, has_output=True, is_prefill=False) for request in requests]

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from sgl.constrained.matcher import Matcher
-from sgl.messages import Embed, Finish, Generate, LogprobOptions, RequestId, TokenDelta, unpack
+from sgl.messages import (
+    Embed,
+    Finish,
+    Generate,
+    Int32Bytes,
+    LogprobOptions,
+    RequestId,
+    TokenDelta,
+    unpack,
+)
 from sgl.sampling_params import SamplingParams
 from sgl.scheduling.radix_cache import Node
 
@@ -54,6 +64,9 @@ class Request:
     num_overtaken: int = 0
     num_retractions: int = 0
     next_logprob: int = 0  # first prompt position whose log-probability was not reported yet
+    num_told: int = 0  # output tokens that the client was told of
+    num_jumps: int = 0  # tokens of steps planned before the last one are dropped
+    has_stale_row: bool = False  # the worker's row does not know of the last jump
 
     @classmethod
     def from_message(
@@ -141,12 +154,33 @@ class Request:
 
     def accept(self, token_id: int) -> Finish | None:
         """Record a sampled token; says whether and why it was the last one."""
-        self.token_ids.append(token_id)
-        if self.num_output >= self.max_new_tokens:
-            return Finish("length", length=self.max_new_tokens)
-        if token_id in self.stop_ids:
-            return Finish("stop", matched=token_id)
-        return None if self.matcher is None else self._advance(self.matcher, token_id)
+        finish = self.append([token_id])
+        if finish is None and self.matcher is not None:
+            return self._advance(self.matcher, token_id)
+        return finish
+
+    def append(self, token_ids: Iterable[int]) -> Finish | None:
+        """Record output tokens up to the last that is allowed, or that ends the answer."""
+        for token_id in token_ids:
+            self.token_ids.append(token_id)
+            if self.num_output >= self.max_new_tokens:
+                return Finish("length", length=self.max_new_tokens)
+            if token_id in self.stop_ids:
+                return Finish("stop", matched=token_id)
+        return None
+
+    def plan_anew(self) -> None:
+        """Forget what was planned of tokens that are not computed yet: they have changed."""
+        self.num_planned = self.num_computed
+        self.num_sampled = self.num_output
+        self.num_jumps += 1
+        self.is_prefilling = self.has_stale_row = self.row >= 0
+
+    def tell(self) -> Int32Bytes:
+        """The output tokens that the client does not know yet; told once."""
+        start = self.prompt_len + self.num_told
+        self.num_told = self.num_output
+        return self.token_ids[start:].tobytes()
 
     def _advance(self, matcher: Matcher, token_id: int) -> Finish | None:
         """Where nothing can follow, the answer ends without an end-of-sequence token."""

@@ -18,7 +18,6 @@ from hostile import hostile_requests
 from ingress_server import CONTEXT_LEN, is_ready, server
 
 from sgl.actors import connections
-from sgl.actors.access import Level
 from sgl.actors.http_answer import answer_call
 from sgl.actors.ingress import listen
 from sgl.actors.status_page import SchedulerStatus
@@ -168,50 +167,6 @@ async def test_responses_carry_the_request_id_and_cors() -> None:
             assert response.status == 204
             assert "Authorization" in response.headers["Access-Control-Allow-Headers"]
             assert "Access-Control-Allow-Credentials" not in response.headers
-
-
-KEYS = {"nobody": None, "wrong": "x", "api": "api-key", "admin": "admin-key"}
-PROBES = [
-    ("GET", "/health", Level.PUBLIC),
-    ("GET", "/health/live", Level.PUBLIC),
-    ("GET", "/metrics", Level.PUBLIC),
-    ("GET", "/get_model_info", Level.API),
-    ("GET", "/v1/models", Level.API),
-    ("GET", "/get_server_info", Level.API),
-    ("POST", "/flush_cache", Level.ADMIN),
-    ("GET", "/start_profile", Level.ADMIN),
-    ("GET", "/stop_profile", Level.ADMIN),
-]
-
-
-@pytest.mark.parametrize(
-    ("keys", "host", "allowed"),
-    [
-        ((), "127.0.0.1", {Level.API: "nobody api", Level.ADMIN: "nobody api"}),
-        ((), "0.0.0.0", {Level.API: "nobody api", Level.ADMIN: ""}),
-        (("api",), "127.0.0.1", {Level.API: "api", Level.ADMIN: "api"}),
-        (("api",), "0.0.0.0", {Level.API: "api", Level.ADMIN: ""}),
-        (("api", "admin"), "0.0.0.0", {Level.API: "api admin", Level.ADMIN: "admin"}),
-        (("admin",), "127.0.0.1", {Level.API: "nobody admin", Level.ADMIN: "admin"}),
-    ],
-)
-@in_loop
-async def test_keys_open_what_the_table_says(
-    keys: tuple[str, ...], host: str, allowed: dict[Level, str]
-) -> None:
-    flags: dict[str, Any] = {
-        f"{'' if key == 'api' else 'admin_'}api_key": KEYS[key] for key in keys
-    }
-    async with server(host=host, **flags) as s:
-        for who in ("nobody", "wrong", "api", "admin"):
-            headers = {"Authorization": f"Bearer {KEYS[who]}"} if KEYS[who] else {}
-            for method, path, level in PROBES:
-                async with s.http.request(method, s.url + path, headers=headers) as response:
-                    is_key_known = who in ("nobody", *keys)
-                    may = level is Level.PUBLIC or who in allowed[level].split()
-                    if not is_key_known and "nobody" in allowed.get(level, ""):
-                        may = True  # without a key set, nobody looks at keys
-                    assert (response.status == 200) is may, (who, path, response.status)
 
 
 @in_loop
@@ -495,6 +450,8 @@ def test_a_scheduler_with_work_but_no_steps_is_stalled() -> None:
         (104.0, busy, False),
         (106.0, busy, True),
         (107.0, SchedulerStatus(num_running_reqs=1, num_steps=8), False),
+        (108.0, SchedulerStatus(num_queue_reqs=1, num_steps=8, is_loading=1), False),
+        (208.0, SchedulerStatus(num_queue_reqs=1, num_steps=8, is_loading=1), False),
     ):
         watch.look(status, now)
         assert watch.is_stalled is is_stalled, now
@@ -521,10 +478,11 @@ async def test_hostile_requests_get_an_error_and_disturb_nobody() -> None:
                 headers={"Content-Type": hostile.content_type},
             ) as response:
                 assert 400 <= response.status < 500, (hostile.name, await response.text())
-                error = (await response.json())["error"]
+                told = await response.json()
+                error = told.get("error", told)  # of an update, only the message
                 assert error["message"], hostile.name
                 assert len(error["message"]) < 1000, hostile.name
-                assert (hostile.path != "/generate") is ("type" in error), hostile.name
+                assert hostile.path.startswith("/v1/") is ("type" in error), hostile.name
             num_requests += 1
         assert num_requests >= 300
         for events in await asyncio.gather(*streams):

@@ -11,7 +11,7 @@ from reference import Comparison, Reference
 import sgl
 
 GAUGES = ("num_running_reqs", "num_queue_reqs", "num_used_tokens")
-_REPORT = pytest.StashKey[list[str]]()
+COMPARED = "compared with transformers"
 
 
 @pytest.fixture(scope="session")
@@ -22,8 +22,10 @@ def reference() -> Reference:
 @pytest.fixture
 def compare(request: pytest.FixtureRequest) -> Callable[..., Comparison]:
     """Begins a comparison: the name of its mode, then the fields that have defaults."""
-    report = request.config.stash.setdefault(_REPORT, [])
-    return lambda mode, **fields: Comparison(mode, report, **fields)
+    properties = request.node.user_properties
+    return lambda mode, **fields: Comparison(
+        mode, lambda line: properties.append((COMPARED, line)), **fields
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +55,16 @@ def _gauges(engine: sgl.Engine) -> list[float]:
     return [info[name] for name in GAUGES]
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    if report := config.stash.get(_REPORT, []):
-        terminalreporter.section("compared with transformers")
-        for line in report:
-            terminalreporter.write_line(line)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    lines = [
+        line
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "call"
+        for name, line in report.user_properties
+        if name == COMPARED
+    ]
+    if lines:
+        terminalreporter.section(COMPARED)
+        for line in lines:
+            terminalreporter.write_line(str(line))

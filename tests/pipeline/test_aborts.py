@@ -16,6 +16,8 @@ import pytest
 from pipeline.server import Server, Stream, start_streams, wait_until
 from toy import CONTEXT_LEN, VOCAB_SIZE, toy_flags
 
+pytestmark = pytest.mark.alone
+
 NUM_REQUESTS = 2000
 NUM_AT_ONCE = 64
 SHARE_ABORTED = 0.3

@@ -12,6 +12,8 @@ import pytest
 from pipeline.server import Server, start_streams, wait_until
 from toy import toy_flags, write_toy
 
+pytestmark = pytest.mark.alone
+
 GONE_AFTER_S = 2.0
 DRAIN_S = 60.0
 

@@ -30,10 +30,10 @@ NUM_CLIENTS = 200
 SHARE_LEAVING = 0.3
 
 
-def write_classifier(folder: Path) -> Path:
+def write_classifier(folder: Path, seed: int = 0) -> Path:
     changes = {"architectures": ["LlamaForSequenceClassification"], "num_labels": 3}
     config = ModelConfig.load(write_config(folder, **changes))
-    tensors = checkpoint_tensors(config)
+    tensors = checkpoint_tensors(config, seed)
     head = tensors.pop("lm_head.weight")[:3].clone()
     save_file(tensors | {"score.weight": head}, folder / "model.safetensors")
     return folder
@@ -56,6 +56,14 @@ def test_two_ranks_give_the_scores_of_one_process(tmp_path: Path) -> None:
         assert len(asyncio.run(engine.async_encode(input_ids=[1]))["embedding"]) == 3
         with pytest.raises(InvalidRequestError, match="gives vectors of texts"):
             engine.generate(input_ids=[1])
+        with pytest.raises(InvalidRequestError, match="gives vectors of texts"):
+            engine.open_session(100)
+        other = write_classifier(tmp_path / "other", seed=1)
+        engine.update_weights_from_disk(other)
+        answers = engine.encode(input_ids=prompts[:4])
+        found = np.array([answer["embedding"] for answer in answers])
+        assert np.abs(found - VectorBench(other).vectors(prompts[:4])).max() <= TOLERANCE
+        assert len(engine.get_weights_by_name("score.weight")) == 3
         with pytest.raises(PromptTooLongError, match="longer than the model's context"):
             engine.encode(input_ids=[[1], [0] * 129])
 

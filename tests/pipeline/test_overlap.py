@@ -12,7 +12,7 @@ from prompts import PROMPTS
 
 import sgl
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def traced_steps(trace: Path, num_tokens: int, **flags: Any) -> list[dict[str, float]]:

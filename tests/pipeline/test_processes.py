@@ -9,6 +9,8 @@ import pytest
 from pipeline.server import ACTORS, Server, start_streams, wait_until
 from toy import toy_flags
 
+pytestmark = pytest.mark.alone
+
 GONE_AFTER_S = 3.0
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT]
 CELLS = [

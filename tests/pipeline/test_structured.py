@@ -151,6 +151,7 @@ def test_a_wrong_grammar_is_refused_and_harms_nobody(engine):
     assert engine.generate("x", {"regex": "ab|cd", "temperature": 0})["text"] in ("ab", "cd")
 
 
+@pytest.mark.alone
 def test_the_next_plan_is_sent_before_the_tokens_that_its_masks_need(tmp_path):
     trace = tmp_path / "steps.jsonl"
     sampling = {"temperature": 0, "max_new_tokens": 120, "regex": "[a-z ]{1000}"}
@@ -222,3 +223,60 @@ def test_choices_and_wrong_grammars_over_http(client):
             client.completions.create(
                 model="default", prompt="x", stream=stream, extra_body={"regex": "a(?=b)"}
             )
+
+
+FUNCTIONS = {
+    "get_weather": {
+        "type": "object",
+        "properties": {"city": NAME, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+        "required": ["city"],
+    },
+    "add_person": PERSON,
+}
+TOOLS = [
+    {"type": "function", "function": {"name": name, "parameters": schema}}
+    for name, schema in FUNCTIONS.items()
+]
+ADD_PERSON = {"type": "function", "function": {"name": "add_person"}}
+
+
+CALLING = {
+    "model": "default",
+    "messages": [{"role": "user", "content": "Will it rain in Paris tomorrow?"}],
+    "tools": TOOLS,
+    "temperature": 1.0,
+}
+
+
+def test_a_call_that_must_come_fits_its_function(client):
+    answer = client.chat.completions.create(
+        **CALLING, tool_choice="required", parallel_tool_calls=False
+    )
+    [choice] = answer.choices
+    [call] = choice.message.tool_calls
+    jsonschema.validate(json.loads(call.function.arguments), FUNCTIONS[call.function.name])
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+
+
+def test_streams_of_a_function_that_was_named(client):
+    stream = client.chat.completions.create(**CALLING, tool_choice=ADD_PERSON, stream=True, n=2)
+    pieces = [piece.choices[0] for piece in stream]
+    for index in (0, 1):
+        mine = [piece for piece in pieces if piece.index == index]
+        told = [call.function for piece in mine for call in piece.delta.tool_calls or []]
+        assert [function.name for function in told if function.name] == ["add_person"]
+        assert len(told) > 3, "arguments are told while they are written"
+        arguments = "".join(function.arguments for function in told)
+        jsonschema.validate(json.loads(arguments), PERSON)
+        assert mine[-1].finish_reason == "tool_calls"
+
+
+def test_parameters_that_no_grammar_can_keep_are_refused(client):
+    wrong = {"properties": {"a": {"type": "thing"}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": wrong}}]
+    for stream in (False, True):
+        asked = CALLING | {"tools": tools, "tool_choice": "required", "stream": stream}
+        with pytest.raises(openai.BadRequestError, match="tools: "):
+            client.chat.completions.create(**asked)
+    with pytest.raises(openai.BadRequestError, match="--tool-call-parser"):
+        client.chat.completions.create(**CALLING)

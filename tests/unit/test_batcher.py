@@ -16,7 +16,7 @@ from fake_worker import (
 )
 
 from sgl.errors import PromptTooLongError
-from sgl.messages import Embed, Finish, Generate, StepResult, pack, unpack
+from sgl.messages import Embed, Finish, Generate, LogprobOptions, StepResult, pack, unpack
 from sgl.sampling_params import SamplingParams
 from sgl.scheduling.batcher import Batcher
 from sgl.scheduling.kv_store import KvStore
@@ -543,3 +543,83 @@ def test_a_vector_that_is_no_number_ends_its_request_only():
     bench.step(lambda plan: StepResult(plan.step, b"", vectors=[b"", vector_of([3])]))
     assert (bench.finishes[1].kind, bench.finishes[1].status) == ("abort", 500)
     assert bench.vectors == {1: b"", 2: vector_of([3])}
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("page_size", [1, 4])
+def test_forced_tokens_are_taken_in_one_step(page_size, depth):
+    rng = random.Random(depth)
+    options = {"runs": 8}
+    pool = {"num_pages": 64 // page_size, "page_size": page_size, "conservativeness": 0.1}
+    bench = Bench(depth=depth, **pool)
+    wanted = {}
+    for request_id in range(24):
+        prompt = [rng.randrange(VOCAB) for _ in range(rng.randrange(1, 14))]
+        num, last = rng.randrange(1, 50), rng.choice([-1, 4, 2])
+        bench.ask(request_id, prompt, num, matcher=FakeMatcher(last, **options))
+        wanted[request_id] = masked_output(prompt, num, last, **options)
+    bench.run_until_idle()
+    assert bench.outputs == wanted
+    totals = bench.batcher.totals
+    assert totals.num_retractions
+    assert totals.num_jumped_tokens > 24
+    assert (totals.num_saved_passes < totals.num_jumped_tokens) == (depth == 2)
+    assert {"stop", "length"} == {finish.kind for finish in bench.finishes.values()}
+    bench.assert_empty()
+
+
+def test_jumps_change_the_number_of_steps_and_not_the_answer():
+    outputs, steps = [], []
+    for jumps_forward in (False, True):
+        bench = Bench(jumps_forward=jumps_forward)
+        bench.ask(1, [1, 2, 3], 40, matcher=FakeMatcher(runs=4))
+        bench.run_until_idle()
+        outputs.append(bench.outputs[1])
+        steps.append(bench.worker.num_steps)
+        totals = bench.batcher.totals
+    assert outputs[0] == outputs[1]
+    assert steps[0] - steps[1] == totals.num_saved_passes > 10
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_what_every_answer_begins_with_is_computed_with_the_prompt(depth):
+    opening = [9, 8, 7, 6]
+    bench = Bench(depth=depth)
+    bench.ask(1, [1, 2, 3], 8, matcher=FakeMatcher(opening=opening))
+    bench.ask(2, [1, 2, 3], 3, matcher=FakeMatcher(opening=opening))
+    bench.ask(3, [1, 2, 3], 8, matcher=FakeMatcher(opening=opening, last=6))
+    bench.ask(4, [1, 2, 3], 8, matcher=FakeMatcher(opening=opening), stop_token_ids=(7,))
+    bench.ask(5, [1, 2, 3], 0, matcher=FakeMatcher(opening=opening))
+    bench.plan()
+    assert bench.batcher.totals.num_jumped_tokens == 4 + 2 + 3 + 2 + 0
+    bench.run_until_idle()
+    assert bench.outputs[1] == masked_output([1, 2, 3], 8, opening=opening)
+    assert bench.outputs[2] == opening[:3]
+    assert bench.outputs[3] == opening
+    assert bench.outputs[4] == opening[:3]
+    assert bench.outputs[5] == []
+    stop = Finish("stop")
+    assert [bench.finishes[i] for i in (3, 4)] == [stop, Finish("stop", matched=7)]
+    bench.assert_empty()
+
+
+def test_a_request_with_logprobs_does_not_jump():
+    bench = Bench()
+    params = SamplingParams(max_new_tokens=20)
+    message = Generate(1, pack([1, 2, 3]), params, logprobs=LogprobOptions())
+    bench.outputs[1] = []
+    bench.batcher.add(message, FakeMatcher(runs=4))
+    bench.run_until_idle()
+    assert bench.outputs[1] == masked_output([1, 2, 3], 20, runs=4)
+    assert bench.batcher.totals.num_jumped_tokens == 0
+
+
+def test_a_request_that_leaves_in_a_jump_leaves_nothing_behind():
+    for num_steps in range(1, 14):
+        bench = Bench()
+        bench.ask(1, [1, 2, 3], 40, matcher=FakeMatcher(runs=4))
+        for _ in range(num_steps):
+            bench.step()
+        bench.leave(1)
+        bench.run_until_idle()
+        bench.assert_empty()

@@ -41,6 +41,7 @@ from sgl.messages import (
     EngineReady,
     Finish,
     Generate,
+    GetWeight,
     LogprobOptions,
     Logprobs,
     NewRow,
@@ -57,6 +58,7 @@ from sgl.messages import (
     TextDelta,
     TokenDelta,
     TokenMasks,
+    UpdateWeights,
     WorkerReady,
     pack,
 )
@@ -71,6 +73,8 @@ MESSAGES = [
     Control(2, "flush_cache"),
     StartProfile(3, "20260101-120000", "traces", 5, ("CPU",)),
     StopProfile(4),
+    UpdateWeights(5, "/models/new", "safetensors"),
+    GetWeight(6, "model.norm.weight", 100),
     StepPlan(
         7,
         admitted=[NewRow(0, 4, pack([9]), SAMPLING, seed=1 << 62)],

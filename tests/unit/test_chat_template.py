@@ -309,6 +309,52 @@ def test_built_in_formats_by_name(name, expected):
     assert template.needs_special_tokens
 
 
+@pytest.mark.parametrize(
+    ("name", "expected", "stop"),
+    [
+        ("chatml-llava", "<|im_start|>assistant\nSo", ("<|endoftext|>", "<|im_end|>")),
+        ("llava_llama_3", "assistant<|end_header_id|>\n\nSo", ("<|end_of_text|>", "<|eot_id|>")),
+        ("internlm2-chat", "<|im_start|>assistant\nSo", ("<|im_end|>", "<|action_end|>")),
+        ("qwen2-vl", "<|im_start|>assistant\nSo", ("<|im_end|>",)),
+        ("minicpmv", "<|im_start|>assistant\nSo", ("<|endoftext|>", "<|im_end|>")),
+        ("vicuna_v1.1", "ASSISTANT: So", ()),
+        ("llama-2", "[/INST] So", ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")),
+    ],
+)
+def test_an_answer_that_was_begun_stands_where_a_whole_one_would(name, expected, stop):
+    template = ChatTemplate.load(name)
+    prompt = template.render(ASKED) + template.begin_answer("So")
+    assert prompt.endswith(expected)
+    whole = template.render([*ASKED, {"role": "assistant", "content": "So"}], None, False)
+    assert whole.startswith(prompt)
+    assert template.begin_answer("") == ""
+    assert template.stop == stop
+
+
+def test_a_format_that_brings_the_first_token_gets_no_second_one(tmp_path):
+    keys = {
+        "user": "U",
+        "assistant": "A",
+        "sep_style": "NO_COLON_SINGLE",
+        "sep": "",
+        "stop_str": [],
+    }
+    for number, first in enumerate(({"system": "<s>S"}, {"user": "<s>U"})):
+        file = tmp_path / f"{number}.json"
+        file.write_text(json.dumps(keys | first))
+        assert not ChatTemplate.load(str(file), bos_token="<s>").needs_special_tokens
+        assert ChatTemplate.load(str(file), bos_token="<bos>").needs_special_tokens
+        assert ChatTemplate.load(str(file)).needs_special_tokens
+
+
+def test_stop_strings_that_no_request_could_have_are_refused_at_the_start(tmp_path):
+    keys = {"user": "U", "assistant": "A", "sep_style": "CHATML", "sep": "s"}
+    for stop, reason in ((["x"] * 17, "at most 16"), ([""], "1 to 256"), ("x" * 257, "1 to 256")):
+        (tmp_path / "mine.json").write_text(json.dumps(keys | {"stop_str": stop}))
+        with pytest.raises(ConfigError, match=reason):
+            ChatTemplate.load(str(tmp_path / "mine.json"))
+
+
 def test_a_format_without_system_message_has_no_system_block():
     question = [{"role": "user", "content": "Q"}]
     assert ChatTemplate.load("llama-2").render(question) == "[INST] Q [/INST]"

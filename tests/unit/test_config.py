@@ -109,6 +109,8 @@ def test_a_beginning_of_several_names_is_refused_with_all_of_them():
         (["--json-model-override-args", "{"], "--json-model-override-args is not JSON"),
         (["--json-model-override-args", "[1]"], "must be a JSON object, got [1]"),
         (["--skip-tokenizer-init", "--chat-template", "chatml"], "leave out one of"),
+        (["--skip-tokenizer-init", "--reasoning-parser", "qwen3"], "leave out one of"),
+        (["--reasoning-parser", "gpt"], "must be one of deepseek-r1, qwen3"),
         (["--config", "/nowhere.yaml"], "--config /nowhere.yaml cannot be read"),
         (["--api-key-file", "/nowhere"], "--api-key-file /nowhere cannot be read"),
     ],
@@ -228,15 +230,18 @@ def test_our_environment_variable_wins_over_the_old_one(monkeypatch):
     assert ServerConfig.from_argv(["--api-key", "typed"]).api_key == "typed"
 
 
-def test_a_key_file_holds_the_key(tmp_path, monkeypatch):
-    monkeypatch.setenv("SGL_API_KEY", "from the environment")
+@pytest.mark.parametrize("name", ["api-key", "admin-api-key"])
+def test_a_key_file_holds_the_key(name, tmp_path, monkeypatch):
+    field = name.replace("-", "_")
+    monkeypatch.setenv(f"SGL_{field.upper()}", "from the environment")
+    assert getattr(ServerConfig.from_argv([]), field) == "from the environment"
     file = tmp_path / "key"
     file.write_text("secret\n")
-    config = ServerConfig.from_argv(["--api-key-file", str(file)])
-    assert config.api_key == "secret"
-    assert "leave out one" in refusal("--api-key-file", str(file), "--api-key", "other")
+    config = ServerConfig.from_argv([f"--{name}-file", str(file)])
+    assert getattr(config, field) == "secret"
+    assert "leave out one" in refusal(f"--{name}-file", str(file), f"--{name}", "other")
     file.write_text("\n")
-    assert "--api-key is empty" in refusal("--api-key-file", str(file))
+    assert f"--{name} is empty" in refusal(f"--{name}-file", str(file))
 
 
 def test_secrets_are_neither_shown_nor_published():

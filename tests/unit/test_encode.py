@@ -142,7 +142,8 @@ def test_the_beginning_of_a_vector_has_length_1_again() -> None:
         ((4,), 2, "vectors have 4 numbers, and it does not say that they can be shortened"),
         ((4,), 5, "have 4 numbers"),
         ((2, 4), 3, "dimensions can be 2, 4, got 3"),
-        (range(1, 5), 0, "must be from 1 to 4, got 0"),
+        (range(1, 5), 5, "must be from 1 to 4, got 5"),
+        (range(1, 5), 0, "dimensions must be at least 1, got 0"),
         ((2, 4), 4, None),
         ((2, 4), 2, None),
         ((4,), 4, None),
@@ -163,7 +164,7 @@ def test_only_a_model_that_says_so_gives_shorter_vectors(
     [
         ({"input": ""}, "input holds an empty text"),
         ({"input": []}, "input must be a text"),
-        ({"input": None}, "input must be a text"),
+        ({"input": None}, "input must be a string or an array, got null"),
         ({"input": ["a", [1]]}, "mixes texts and token ids"),
         ({"input": ["a"] * 5}, "input holds 5 prompts"),
         ({"encoding_format": "hex"}, "encoding_format"),

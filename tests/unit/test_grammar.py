@@ -9,6 +9,8 @@ import select
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import decoders, models, normalizers, trainers
 
 from sgl.constrained import compiler as compiler_module
 from sgl.constrained.compiler import GrammarCompiler
@@ -138,6 +140,43 @@ def test_forced_tokens_are_those_of_the_tokenizer(tokenizer, vocabulary):
     assert matcher.take(forced)
     assert matcher.forced() == []
     assert not matcher.may_end
+
+
+def pieces_vocabulary() -> GrammarVocabulary:
+    """As SentencePiece's: spaces are part of the pieces, and bytes stand for unknown letters."""
+    made = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    space, end = decoders.Replace("▁", " "), decoders.Strip(" ", 1)
+    made.decoder = decoders.Sequence([space, decoders.ByteFallback(), decoders.Fuse(), end])
+    special = ["<unk>", "<s>", "</s>"]
+    pieces = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=special + pieces, show_progress=False
+    )
+    made.train_from_iterator(["the name of the house is the name"] * 20, trainer)
+    content = json.loads(made.to_str())
+    content["added_tokens"] = content["added_tokens"][: len(special)]
+    return GrammarVocabulary(json.dumps(content), made.get_vocab_size(), [2])
+
+
+def test_forced_tokens_of_a_vocabulary_of_pieces():
+    vocabulary = pieces_vocabulary()
+    source = parse_grammar(Kind.REGEX, "the name[ö]ß of (a|b)x is ?!")
+    matcher = CompiledGrammar(source, vocabulary).matcher()
+    ids = []
+    while not matcher.has_ended:
+        forced = matcher.forced()
+        if not forced:
+            words_W = np.zeros(matcher.num_words, np.int32)
+            matcher.write_mask(words_W)
+            forced = np.unpackbits(words_W.view(np.uint8), bitorder="little").nonzero()[0][:1]
+        assert matcher.take([int(token_id) for token_id in forced])
+        ids += [int(token_id) for token_id in forced]
+    text = vocabulary.tokenizer.decode_bytes(ids).decode()
+    assert text in ("the nameöß of ax is!", "the nameöß of ax is !")
+    assert len(ids) < len(text), "pieces, not letters"
 
 
 def test_matchers_of_one_grammar_go_their_own_ways(tokenizer, vocabulary):

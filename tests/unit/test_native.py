@@ -141,7 +141,7 @@ def test_each_prompt_of_a_batch_may_have_its_own_grammar() -> None:
         ({"text": "a", "sampling_params": {"regex": "a", "json_schema": "{}"}}, "json_schema"),
         ({"text": "a", "image_data": "x"}, "image_data"),
         ({"text": "a", "lora_path": "x"}, "lora_path"),
-        ({"text": "a", "session_params": {}}, "session_params"),
+        ({"text": "a", "session_params": {}}, "session_params.id"),
         ({"text": "a", "return_hidden_states": True}, "return_hidden_states"),
         ({"text": "a", "return_logprob": True, "logprob_start_len": -2}, "logprob_start_len"),
         ({"text": "a", "return_logprob": True, "top_logprobs_num": 21}, "top_logprobs_num"),

@@ -125,6 +125,25 @@ def test_stops_of_the_template_do_not_outlive_the_request() -> None:
     assert second.call.prompts[0].sampling.stop == template.stop
 
 
+def test_a_request_may_use_up_its_own_stops_beside_those_of_the_template() -> None:
+    template = ChatTemplate.load("llama-2")
+    mine = [f"stop {number}" for number in range(16)]
+    body = orjson.dumps({"messages": HELLO, "stop": mine})
+    stops = parse_chat(body, SERVER, template).call.prompts[0].sampling.stop
+    assert stops == (*mine, *template.stop)
+    with pytest.raises(InvalidRequestError, match="at most 16"):
+        parse_chat(orjson.dumps({"messages": HELLO, "stop": ["x"] * 17}), SERVER, template)
+
+
+def test_an_assistants_last_message_begins_the_answer_in_a_built_in_format() -> None:
+    messages = [*HELLO, {"role": "assistant", "content": "So"}]
+    call = parse_chat(
+        orjson.dumps({"messages": messages}), SERVER, ChatTemplate.load("vicuna_v1.1")
+    ).call
+    assert str(call.prompts[0].prompt).endswith("ASSISTANT: So")
+    assert call.add_special_tokens
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -136,12 +155,12 @@ def test_stops_of_the_template_do_not_outlive_the_request() -> None:
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             "messages[0].content",
         ),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {}}},
-            "response_format.json_schema",
+            "response_format.json_schema.schema",
         ),
         ({"regex": "a", "ebnf": 'root ::= "a"'}, "ebnf"),
         ({"regex": "a", "response_format": {"type": "json_object"}}, "regex"),
@@ -183,7 +202,8 @@ def test_a_wrong_completion_field_is_refused_by_name(fields: dict[str, Any], par
 
 
 def test_tools_that_may_not_be_called_are_accepted() -> None:
-    assert chat(tools=[{"type": "function"}], tool_choice="none").call.prompts
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert chat(tools=tools, tool_choice="none").call.prompts[0].prompt == "<user>hello<assistant>"
 
 
 def test_a_model_without_template_says_what_to_do() -> None:

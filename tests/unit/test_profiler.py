@@ -40,7 +40,7 @@ class Bench:
     def __init__(self, rank=0):
         self.messages, self.results = LocalChannel(), LocalChannel()
         sender = self.results.sender if rank == 0 else None
-        self.worker = Worker(DoublingRunner(rank), self.messages.receiver, sender, wait=never)
+        self.worker = Worker(DoublingRunner(rank), None, self.messages.receiver, sender, wait=never)
 
     def tell(self, *messages):
         for message in messages:

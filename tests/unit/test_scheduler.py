@@ -18,6 +18,7 @@ from sgl.messages import (
     Embed,
     Finish,
     Generate,
+    GetWeight,
     NewTokens,
     OpenText,
     Reply,
@@ -26,6 +27,7 @@ from sgl.messages import (
     Stop,
     StopProfile,
     TokenMasks,
+    UpdateWeights,
     pack,
     unpack,
 )
@@ -48,6 +50,10 @@ class FakeCompiler:
 
     def __init__(self):
         self.submitted, self.done = {}, []
+        self.has_forgotten = False
+
+    def forget(self):
+        self.has_forgotten = True
 
     def find(self, grammar):
         return FakeMatcher() if grammar.text == "kept" else None
@@ -91,6 +97,7 @@ class Bench:
         self.backlog = []
         self.masks = {}
         self.told = []
+        self.orders = []
 
     def ask(self, request_id, prompt, grammar=None, **sampling):
         kind = GrammarKind.REGEX
@@ -109,7 +116,8 @@ class Bench:
         plans = [channel.receiver.receive() for channel in self.plans]
         assert all(seen == plans[0] for seen in plans), "the ranks get different plans"
         self.masks |= {one.step: one for one in plans[0] if isinstance(one, TokenMasks)}
-        self.backlog += [one for one in plans[0] if not isinstance(one, TokenMasks)]
+        self.orders += [one for one in plans[0] if isinstance(one, UpdateWeights | GetWeight)]
+        self.backlog += [one for one in plans[0] if isinstance(one, StepPlan)]
         if self.backlog:
             plan = self.backlog.pop(0)
             self.results.sender.send(self.worker.run(plan, self.masks.pop(plan.step, None)))
@@ -195,6 +203,85 @@ def test_flush_answers_whether_it_flushed():
     bench.run_until_idle()
     assert bench.told[-1] == Reply(8, ok=True, text="Cache flushed.")
     assert bench.scheduler.batcher.store.slots.num_free == 64
+    assert bench.compiler.has_forgotten
+
+
+def test_weights_are_replaced_between_what_runs_and_what_waits():
+    bench = Bench(num_workers=2)
+    bench.ask(1, [1, 2, 3], max_new_tokens=5)
+    bench.turn()
+    bench.requests.sender.send(UpdateWeights(7, "new"))
+    bench.ask(2, [1, 2, 3], max_new_tokens=4)
+    bench.run_until_idle()
+    assert bench.output(1) == expected_output([1, 2, 3], 5)
+    assert bench.output(2) == []
+    assert bench.orders == [UpdateWeights(7, "new")]
+    status = bench.scheduler.read_status()
+    assert (status.is_loading, status.num_queue_reqs) == (1, 1)
+    bench.results.sender.send(Reply(7, ok=True, text="Loaded."))
+    bench.run_until_idle()
+    assert bench.output(2) == expected_output([1, 2, 3], 4)
+    assert bench.deltas(2)[0].num_cached == 0, "the old KV is of the old weights"
+    assert Reply(7, ok=True, text="Loaded.") in bench.told
+    assert bench.scheduler.read_status().is_loading == 0
+
+
+def test_an_update_that_failed_keeps_the_cache():
+    bench = Bench()
+    bench.ask(1, [1, 2, 3], max_new_tokens=5)
+    bench.turn()
+    bench.requests.sender.send(UpdateWeights(7, "new"))
+    bench.requests.sender.send(UpdateWeights(8, "newer"))
+    bench.run_until_idle()
+    assert [message.call_id for message in bench.orders] == [7]
+    [refusal] = [message for message in bench.told if isinstance(message, Reply)]
+    assert (refusal.call_id, refusal.ok) == (8, False)
+    assert "the weights of new are being loaded" in refusal.text
+    bench.results.sender.send(Reply(7, ok=False, text="torn"))
+    bench.run_until_idle()
+    assert bench.told[-1] == Reply(7, ok=False, text="torn")
+    bench.ask(2, [1, 2, 3], max_new_tokens=4)
+    bench.run_until_idle()
+    assert bench.deltas(2)[0].num_cached == 2
+
+
+def test_requests_can_be_aborted_while_weights_are_loaded():
+    bench = Bench()
+    bench.requests.sender.send(UpdateWeights(7, "new"))
+    bench.ask(1, [1, 2, 3], max_new_tokens=5)
+    bench.run_until_idle()
+    bench.requests.sender.send(Abort(1))
+    bench.run_until_idle()
+    assert bench.deltas(1)[-1].finish.status == 499
+    bench.results.sender.send(Reply(7, ok=True, text="Loaded."))
+    bench.run_until_idle()
+    assert not bench.scheduler.batcher.requests
+
+
+def test_requests_that_were_retracted_end_before_weights_are_replaced():
+    bench = Bench(num_pages=30)
+    prompts = {request_id: [request_id, 2, 3] for request_id in range(3)}
+    for request_id, prompt in prompts.items():
+        bench.ask(request_id, prompt, max_new_tokens=16)
+    for _ in range(4):
+        bench.turn()
+    begun = {one.request_id for one in bench.scheduler.batcher.running}
+    assert len(begun) > 1
+    bench.requests.sender.send(UpdateWeights(7, "new"))
+    bench.run_until_idle()
+    assert bench.scheduler.batcher.totals.num_retractions > 0
+    for request_id in begun:
+        assert bench.output(request_id) == expected_output(prompts[request_id], 16)
+    for request_id in prompts.keys() - begun:
+        assert bench.output(request_id) == []
+    assert len(bench.orders) == 1
+
+
+def test_a_question_about_a_weight_goes_to_every_rank_at_once():
+    bench = Bench(num_workers=2)
+    bench.requests.sender.send(GetWeight(7, "norm.weight", 3))
+    bench.run_until_idle()
+    assert bench.orders == [GetWeight(7, "norm.weight", 3)]
 
 
 def test_profile_orders_keep_their_place_among_the_plans_of_every_rank():

@@ -240,3 +240,18 @@ def test_what_is_held_back_stays_small_however_long_the_text_is():
         stopping.push([1])
     assert broken.finish() == "\ufffd"
     assert stopping.finish() == "a" * 255
+
+
+def test_a_special_token_that_is_kept_leaves_text_and_the_others_none():
+    class Specials(Vocabulary):
+        def byte_table(self, skip_special_tokens):
+            table = super().byte_table(False)
+            return {key: data for key, data in table.items() if key > 2 or not skip_special_tokens}
+
+    vocabulary = Specials([b"<call>", b"<end>", b"a"])
+    stream = TextStream(vocabulary, kept_ids=(1, 99))
+    assert stream.push([0, 1, 3, 2]) + stream.finish() == "<call>a"
+    stream = TextStream(vocabulary, skip_special_tokens=False, kept_ids=(1,))
+    assert stream.push([0, 1, 3, 2]) + stream.finish() == "</s><call>a<end>"
+    stream = TextStream(vocabulary, stop=("<call>a",), kept_ids=(1,))
+    assert stream.push([3, 1, 3, 2]) + stream.finish() == "a"

@@ -44,11 +44,18 @@ class LMHead(Linear):
         piece, num_rows = vocab_piece(vocab_size, placement.tp)
         super().__init__((num_rows, hidden_size), 0, {None: piece}, placement)
         self.num_ids = piece.num
+        self.is_tied = False
 
     def tie(self, embedding: VocabParallelEmbedding) -> None:
         """Use the embedding's weight."""
-        self.weight = embedding.weight
+        del self.weight
+        self.loaded = {"weight": embedding.weight}
         self.weights = {"weight": embedding.weight}
+        self.is_tied = True
+
+    def set_aside(self, name: str) -> None:
+        if not self.is_tied:  # else the embedding needs it
+            super().set_aside(name)
 
     def forward(self, x_BD: Tensor) -> Tensor:
         logits_BV = self.format.multiply(self.weights, x_BD, None, torch.float32)

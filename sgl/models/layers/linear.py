@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from sgl.kernels.collectives import TensorParallel
@@ -18,7 +19,8 @@ from sgl.models.layers.weights import Piece, Placement, Weight, even_pieces, tot
 class Linear(nn.Module):
     """A product with a weight in the placement's format, and a bias if it has one.
 
-    `weights` are what runs; until `finish_loading` they are the parameters that are loaded.
+    loaded    what a checkpoint is loaded into; without memory where `weights` do not need it
+    weights   what runs; until `finish_loading` the same
     """
 
     bias: Weight | None
@@ -36,16 +38,33 @@ class Linear(nn.Module):
         created = self.format.create(shape_OI, axis, pieces, placement)
         for name, weight in created.items():
             self.register_parameter(name, weight)
+        self.loaded: dict[str, Weight] = dict(created)
         self.weights: dict[str, Tensor] = dict(created)
+        self.is_finished = False
         bias = Weight(placement.empty(shape_OI[0]), 0, bias_pieces) if bias_pieces else None
         self.register_parameter("bias", bias)
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether all of it has come."""
+        bias = [] if self.bias is None else [self.bias]
+        return not any(weight.missing for weight in (*self.loaded.values(), *bias))
+
     def finish_loading(self) -> None:
-        """Must be called once, when all weights are loaded and before the first forward."""
-        loaded = self.weights
-        self.weights = self.format.finish(loaded)
-        for name in loaded.keys() - self.weights.keys():
-            delattr(self, name)
+        """Must be called when all weights are loaded, for the first time or once more.
+
+        What runs already keeps its place in memory, where recorded graphs read it.
+        """
+        before = self.weights if self.is_finished else {}
+        finished = self.format.finish(self.loaded)
+        self.weights = {name: _renewed(before.get(name), new) for name, new in finished.items()}
+        self.is_finished = True
+        for name in self.loaded.keys() - self.weights.keys():
+            self.set_aside(name)
+
+    def set_aside(self, name: str) -> None:
+        """A weight is needed no more once what runs is made of it."""
+        self.loaded[name].set_aside()
 
     def forward(self, x_TI: Tensor) -> Tensor:
         return self.format.multiply(self.weights, x_TI, self.bias)
@@ -104,6 +123,13 @@ class RowParallelLinear(Linear):
     def forward(self, x_TI: Tensor) -> Tensor:
         bias_O = self.bias if self.tp.rank == 0 else None  # the sum must hold it once
         return self.format.multiply(self.weights, x_TI, bias_O)
+
+
+def _renewed(running: Tensor | None, new: Tensor) -> Tensor:
+    """`new`, in the place of what runs; a packed tensor has no place that anybody could know."""
+    if running is None or running is new or running.layout != torch.strided:
+        return new
+    return running.copy_(new)
 
 
 def num_local_kv_heads(config: ModelConfig, tp: TensorParallel) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sgl.kernels.linear import linear
-from sgl.kernels.packed_linear import can_pack, pack, packed_linear
+from sgl.kernels.packed_linear import can_pack, pack, packed_linear, unpack
 from sgl.models.layers.weights import Piece, Placement, Weight
 
 
@@ -27,7 +27,11 @@ class WeightFormat(Protocol):
         ...
 
     def finish(self, loaded: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors that run, made once out of those that were loaded."""
+        """The tensors that run, made out of those that were loaded."""
+        ...
+
+    def original(self, finished: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What was loaded, out of what runs: the opposite of `finish`."""
         ...
 
     def multiply(
@@ -56,6 +60,9 @@ class PlainFormat:
     def finish(self, loaded: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(loaded)
 
+    def original(self, finished: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return finished
+
     def multiply(
         self,
         weights: Mapping[str, Tensor],
@@ -71,6 +78,9 @@ class PackedFormat(PlainFormat):
 
     def finish(self, loaded: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"packed": pack(loaded["weight"])}
+
+    def original(self, finished: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {"weight": unpack(finished["packed"])}
 
     def multiply(
         self,

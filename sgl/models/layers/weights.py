@@ -64,10 +64,26 @@ class Weight(nn.Parameter):
 
     def load(self, part: str | None, tensor: Tensor) -> None:
         """Take this rank's entries of the checkpoint's tensor, converted to our type."""
+        assert self.has_memory, "the weight was set aside and not reopened"
         piece = self.pieces[part]
         ours = self.data.narrow(self.axis, piece.at, piece.num)
         ours.copy_(tensor.narrow(self.axis, piece.first, piece.num))
         self.missing.discard(part)
+
+    @property
+    def has_memory(self) -> bool:
+        """False once it was set aside: it has a shape and a type then, and no values."""
+        return self.untyped_storage().nbytes() > 0 or self.numel() == 0
+
+    def set_aside(self) -> None:
+        """Give its memory back: what runs was made of it and does not need it."""
+        self.untyped_storage().resize_(0)
+
+    def reopen(self) -> None:
+        """Expect all parts once more. One that was not set aside keeps its place in memory."""
+        if not self.has_memory:
+            self.untyped_storage().resize_(self.numel() * self.element_size())
+        self.missing = set(self.pieces)
 
 
 def whole(length: int) -> dict[str | None, Piece]:

@@ -1,0 +1,134 @@
+"""What answers under a grammar cost, beside free ones, and what jump-forward saves.
+
+    python -m benchmarks.structured [--batch 32] [--rounds 5] [--flags JSON] [--out FILE] [case …]
+
+    throughput  output tokens a second of a batch that is all constrained over one that is all free,
+                without jump-forward; in rounds, taking turns
+    jump        the character JSON of the tests for --batch prompts: steps and seconds with and
+                without jump-forward, and how many greedy answers are the same
+
+`--flags` are the engine's, such as '{"model_path": "…", "load_format": "dummy"}'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import sgl
+from benchmarks.offline import environment
+
+NUM_IN, NUM_OUT = 64, 96
+ENDLESS = r"[a-z ,.]{10000}"  # never forced, never at its end
+CHARACTER = (
+    r"\{\n"
+    r'    "name": "[\w\d\s]{1,16}",\n'
+    r'    "house": "(Gryffindor|Slytherin|Ravenclaw|Hufflepuff)",\n'
+    r'    "blood status": "(Pure-blood|Half-blood|Muggle-born)",\n'
+    r'    "occupation": "(student|teacher|auror|ministry of magic|death eater)",\n'
+    r'    "wand": \{\n'
+    r'        "wood": "[\w\d\s]{1,16}",\n'
+    r'        "core": "[\w\d\s]{1,16}",\n'
+    r'        "length": [0-9]{1,2}\.[0-9]{0,2}\n'
+    r"    \},\n"
+    r'    "alive": "(Alive|Deceased)",\n'
+    r'    "patronus": "[\w\d\s]{1,16}",\n'
+    r'    "bogart": "[\w\d\s]{1,16}"\n'
+    r"\}"
+)
+Line = dict[str, Any]
+
+
+def seconds_of(engine: sgl.Engine, prompts: list[list[int]], sampling: dict[str, Any]) -> float:
+    started = time.perf_counter()
+    answers = engine.generate(input_ids=prompts, sampling_params=sampling)
+    seconds = time.perf_counter() - started
+    assert all(len(answer["output_ids"]) == sampling["max_new_tokens"] for answer in answers)
+    return seconds
+
+
+def throughput(batch: int, rounds: int, flags: dict[str, Any]) -> Line:
+    rng = random.Random(0)
+    length = {"max_new_tokens": NUM_OUT, "ignore_eos": True, "temperature": 0}
+    ways = {"constrained": length | {"regex": ENDLESS}, "free": length}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    with sgl.Engine(disable_jump_forward=True, **flags) as engine:
+        for number in range(-1, rounds):  # one round is not counted: it compiles the grammar
+            prompts = [rng.choices(range(1000, 40000), k=NUM_IN) for _ in range(batch)]
+            for name in ways if number % 2 else reversed(ways):
+                while not engine.flush_cache():
+                    time.sleep(0.01)
+                took = seconds_of(engine, prompts, ways[name])
+                print(f"    {name}: {took:.2f} s", file=sys.stderr, flush=True)
+                if number >= 0:
+                    seconds[name].append(took)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        "case": "throughput",
+        "batch": batch,
+        "tokens_per_s": {name: round(batch * NUM_OUT / s, 1) for name, s in medians.items()},
+        "constrained_over_free": round(medians["free"] / medians["constrained"], 3),
+        "seconds": {name: [round(s, 3) for s in values] for name, values in seconds.items()},
+    }
+
+
+def jump(batch: int, rounds: int, flags: dict[str, Any]) -> Line:
+    prompts = [f"Character sheet number {number}:\n" for number in range(batch)]
+    sampling = {"temperature": 0, "max_new_tokens": 256, "regex": CHARACTER}
+    ways = {"jump": {}, "token by token": {"disable_jump_forward": True}}
+    found: dict[str, Line] = {}
+    texts: dict[str, list[str]] = {}
+    for name, more in ways.items():
+        with sgl.Engine(random_seed=0, **flags, **more) as engine:
+            engine.generate(prompts[0], sampling)
+            seconds, steps = [], 0
+            for _ in range(rounds):
+                while not engine.flush_cache():
+                    time.sleep(0.01)
+                before, started = engine.get_server_info()["num_steps"], time.perf_counter()
+                answers = engine.generate(prompts, sampling)
+                seconds.append(time.perf_counter() - started)
+                steps = int(engine.get_server_info()["num_steps"] - before)
+            texts[name] = [answer["text"] for answer in answers]
+            assert all(re.fullmatch(CHARACTER, text) for text in texts[name])
+            found[name] = {"steps": steps, "seconds": round(statistics.median(seconds), 3)}
+    pairs = zip(*texts.values(), strict=True)
+    return {
+        "case": "jump",
+        "batch": batch,
+        "ways": found,
+        "fewer_steps": round(1 - found["jump"]["steps"] / found["token by token"]["steps"], 3),
+        "faster": round(found["token by token"]["seconds"] / found["jump"]["seconds"], 2),
+        "same_answers": sum(one == other for one, other in pairs),
+    }
+
+
+CASES = {"throughput": throughput, "jump": jump}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", choices=[*CASES, []], help="all if none is given")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--flags", type=json.loads, default={})
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    lines = [environment() | {"flags": options.flags}]
+    print(json.dumps(lines[0]))
+    for case in options.cases or CASES:
+        lines.append(CASES[case](options.batch, options.rounds, options.flags))
+        print(json.dumps(lines[-1]), flush=True)
+    if options.out:
+        options.out.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Routes that read a text as the answers of a model are read: its calls, its thoughts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import msgspec
+from aiohttp import web
+
+from sgl.actors.access import Level
+from sgl.actors.endpoint import Endpoint, Handler
+from sgl.actors.http_body import read_body
+from sgl.actors.middlewares import json_response
+from sgl.config import REASONING_PARSER_SPELLINGS, TOOL_PARSER_SPELLINGS, ServerConfig
+from sgl.errors import InvalidRequestError
+from sgl.protocol.answer_format import AnswerFormat, AnswerReader
+from sgl.protocol.answer_parts import Arguments, CallBegun, Content, Part, Thought
+from sgl.protocol.answers import FoundCalls, FoundThoughts
+from sgl.protocol.body import convert, one_of, parse_fields
+from sgl.protocol.json_calls import HOLD_CHARS
+from sgl.protocol.reasoning import (
+    REASONING_FORMATS,
+    ReasoningFormat,
+    ReasoningParser,
+    thinking_after,
+)
+from sgl.protocol.tool_formats import TOOL_FORMATS, ToolFormat
+from sgl.protocol.tools import Tool, check_tools
+
+MAX_TEXT_CHARS = 100_000
+
+
+class CallsBody(msgspec.Struct, kw_only=True):
+    """A text to find calls in.
+
+    text              what a model wrote
+    tools             the functions that it could call
+    tool_call_parser  the format of calls; the server's own if not given
+    """
+
+    text: str
+    tools: list[Tool]
+    tool_call_parser: Annotated[str, one_of(*TOOL_FORMATS)] | None = None
+
+
+class ThoughtsBody(msgspec.Struct, kw_only=True):
+    """A text to find thoughts in.
+
+    text              what a model wrote
+    reasoning_parser  the format of thoughts; the server's own if not given
+    """
+
+    text: str
+    reasoning_parser: Annotated[str, one_of(*REASONING_FORMATS)] | None = None
+
+
+class ParserRoutes:
+    """Without a parser named in the request, the server's own."""
+
+    def __init__(self, config: ServerConfig, answers: AnswerFormat) -> None:
+        self._answers = answers
+        self._max_body_bytes = int(config.max_body_mb * 1e6)
+
+    def table(self) -> list[Endpoint]:
+        calls, thoughts = self.parse_function_call, self.separate_reasoning
+        rows: list[tuple[str, Handler, str, Any, Any]] = [
+            ("/parse_function_call", calls, "Find calls in a text", CallsBody, FoundCalls),
+            ("/function_call", calls, "Find calls in a text", CallsBody, FoundCalls),
+            ("/separate_reasoning", thoughts, "Find thoughts", ThoughtsBody, FoundThoughts),
+        ]
+        return [
+            Endpoint("POST", path, Level.API, handler, summary, body=body, answer=answer)
+            for path, handler, summary, body, answer in rows
+        ]
+
+    async def parse_function_call(self, request: web.Request) -> web.StreamResponse:
+        body = convert(await self._fields(request), CallsBody)
+        check_tools(body.tools)
+        places = {tool.function.name: place for place, tool in enumerate(body.tools)}
+        parser = self._tool_format(body.tool_call_parser).make_parser(places, HOLD_CHARS)
+        parts = _parts(AnswerReader(calls=parser), body.text)
+        calls: list[dict[str, Any]] = []
+        for part in parts:
+            match part:
+                case CallBegun():
+                    place = places[part.name]
+                    calls.append({"tool_index": place, "name": part.name, "parameters": ""})
+                case Arguments():
+                    calls[part.index]["parameters"] += part.text
+        return json_response({"normal_text": _content(parts), "calls": calls})
+
+    async def separate_reasoning(self, request: web.Request) -> web.StreamResponse:
+        body = convert(await self._fields(request), ThoughtsBody)
+        form = self._reasoning_format(body.reasoning_parser)
+        parser = ReasoningParser(thinking_after("", form))
+        parts = _parts(AnswerReader(thoughts=parser), body.text)
+        thoughts = "".join(part.text for part in parts if isinstance(part, Thought))
+        return json_response({"reasoning_text": thoughts, "text": _content(parts)})
+
+    async def _fields(self, request: web.Request) -> dict[str, Any]:
+        return parse_fields(await read_body(request, self._max_body_bytes))
+
+    def _tool_format(self, name: str | None) -> ToolFormat:
+        known = self._answers.tools
+        if name is not None:
+            known = TOOL_FORMATS.get(TOOL_PARSER_SPELLINGS.get(name, name))
+        if known is None:
+            raise _unknown("tool_call_parser", TOOL_FORMATS)
+        return known
+
+    def _reasoning_format(self, name: str | None) -> ReasoningFormat:
+        known = self._answers.reasoning
+        if name is not None:
+            known = REASONING_FORMATS.get(REASONING_PARSER_SPELLINGS.get(name, name))
+        if known is None:
+            raise _unknown("reasoning_parser", REASONING_FORMATS)
+        return known
+
+
+def _unknown(param: str, known: Iterable[str]) -> InvalidRequestError:
+    return InvalidRequestError(f"{param} must be one of {', '.join(known)}", param=param)
+
+
+def _parts(reader: AnswerReader, text: str) -> list[Part]:
+    """Raises InvalidRequestError where that would keep others waiting."""
+    if len(text) > MAX_TEXT_CHARS:
+        raise InvalidRequestError(
+            f"text has {len(text)} characters, at most {MAX_TEXT_CHARS} are read", param="text"
+        )
+    return reader.whole(text)
+
+
+def _content(parts: list[Part]) -> str:
+    return "".join(part.text for part in parts if isinstance(part, Content))
