@@ -20,7 +20,7 @@ from sgl.actors.http_body import read_body
 from sgl.actors.middlewares import forbidden, json_response
 from sgl.actors.openai_calls import OpenAiCalls, ServedModel
 from sgl.config import ServerConfig
-from sgl.errors import InvalidRequestError, RequestError
+from sgl.errors import InvalidRequestError, ModelNotFoundError, RequestError
 from sgl.messages import Reply
 from sgl.metrics import CONTENT_TYPE, Metrics
 from sgl.protocol.body import convert, id_array, parse_fields
@@ -155,7 +155,10 @@ class Routes:
     async def one_model(self, request: web.Request) -> web.Response:
         name = request.match_info["id"]
         if name not in (self._config.model_name, "default"):
-            raise web.HTTPNotFound
+            raise ModelNotFoundError(
+                f"there is no model {name!r:.200}: this server has {self._config.model_name!r}",
+                param="model",
+            )
         return json_response(self._card(self._config.model_name))
 
     async def model_info(self, request: web.Request) -> web.Response:

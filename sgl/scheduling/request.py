@@ -116,8 +116,13 @@ class Request:
     def accept(self, token_id: int) -> Finish | None:
         """Record a sampled token; says whether and why it was the last one."""
         self.token_ids.append(token_id)
+        if finish := self._own_end(token_id):  # also where the length ends: nothing was cut off
+            return finish
         if self.num_output >= self.max_new_tokens:
             return Finish("length", length=self.max_new_tokens)
+        return None
+
+    def _own_end(self, token_id: int) -> Finish | None:
         if token_id in self.stop_ids:
             return Finish("stop", matched=token_id)
         return None if self.matcher is None else self._advance(self.matcher, token_id)
