@@ -142,6 +142,9 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
 def _http_error(request: web.Request, error: web.HTTPException) -> web.Response:
     """404, 405, 408, 413: what aiohttp refuses itself."""
     message = f"{HTTPStatus(error.status).phrase}: {request.method} {request.path:.200}"
+    allow = error.headers.get("Allow")
+    if allow:
+        message += f": it takes {allow}"
     if meant := _meant_path(request):
         message += f". The path is {meant}: does the base URL end in /v1, once?"
     kind = _HTTP_KINDS.get(error.status, RequestError.kind)
@@ -150,7 +153,6 @@ def _http_error(request: web.Request, error: web.HTTPException) -> web.Response:
         if _is_openai(request)
         else {"error": {"message": message}}
     )
-    allow = error.headers.get("Allow")
     return json_response(shown, error.status, {"Allow": allow} if allow else None)
 
 

@@ -36,7 +36,7 @@ CLIENTS = {
     "openai-3": (Path(sys.executable), OPENAI),
     "frameworks": (
         ENVIRONMENTS / "frameworks/bin/python",
-        ["langchain", "llama_index", "lite_llm"],
+        ["langchain", "llama_index", "lite_llm", "examples"],
     ),
 }
 

@@ -123,6 +123,16 @@ def test_the_token_after_an_end_of_sequence_is_dropped():
     bench.assert_empty()
 
 
+@pytest.mark.parametrize(("num", "finish"), [(2, "length"), (3, "stop"), (4, "stop")])
+def test_an_end_on_the_last_token_is_an_end(num, finish):
+    prompt = [3, 1, 2]
+    bench = Bench(eos=[expected_output(prompt, 3)[-1]])
+    bench.ask(1, prompt, max_new_tokens=num)
+    bench.run_until_idle()
+    assert bench.finishes[1].kind == finish
+    bench.assert_empty()
+
+
 def test_ignore_eos_goes_on():
     prompt = [3, 1, 2]
     eos = expected_output(prompt, 3)[-1]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import openai.resources  # noqa: F401  all of it: two threads must not import parts of it
+
 BASE_URL = os.environ["OPENAI_BASE_URL"]
 API_KEY = os.environ["OPENAI_API_KEY"]
 TIMEOUT_S = 60.0
