@@ -26,7 +26,7 @@ RUN_TIMEOUT_S = 280.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-FLAGS = ["--dtype", "float32", "--random-seed", "0", "--api-key", API_KEY]
+FLAGS = ["--dtype", "float32", "--num-cpu-threads", "1", "--api-key", API_KEY]
 FLAGS += ["--served-model-name", "demo/SmolLM2-135M-Instruct", "--enable-cache-report"]
 OPENAI = sorted(path.stem for path in FOLDER.glob("checks/openai_*.py"))
 OPENAI.remove("openai_client")

@@ -48,7 +48,6 @@ WANTED = WANTS_JSON[0]["content"]
 
 
 class Person(BaseModel):
-    name: str = Field(max_length=8)
     age: int = Field(ge=0, le=99)
 
 
@@ -203,25 +202,25 @@ def check_extra_body() -> None:
 
 
 def check_structured_output() -> None:
-    model = other(max_tokens=40).with_structured_output(Person)
+    model = other(max_tokens=20).with_structured_output(Person)
     assert isinstance(model.invoke(WANTED), Person)
 
 
 def check_structured_output_of_a_schema() -> None:
     schema = {"title": "person", "description": "a person", **PERSON_SCHEMA}
-    model = other(max_tokens=40).with_structured_output(schema, method="json_schema", strict=True)
+    model = other(max_tokens=20).with_structured_output(schema, method="json_schema", strict=True)
     assert is_person(model.invoke(WANTED))
 
 
 def check_structured_output_with_its_message() -> None:
-    model = other(max_tokens=40).with_structured_output(Person, include_raw=True)
+    model = other(max_tokens=20).with_structured_output(Person, include_raw=True)
     found = model.invoke(WANTED)
     assert found["parsing_error"] is None
     assert found["parsed"] == Person.model_validate_json(found["raw"].content)
 
 
 def check_streamed_structured_output() -> None:
-    *_, person = other(max_tokens=40).with_structured_output(Person).stream(WANTED)
+    *_, person = other(max_tokens=20).with_structured_output(Person).stream(WANTED)
     assert isinstance(person, Person)
 
 

@@ -42,7 +42,6 @@ ASKED = [ChatMessage(role="user", content=QUESTION)]
 
 
 class Person(BaseModel):
-    name: str = Field(max_length=8)
     age: int = Field(ge=0, le=99)
 
 
@@ -163,7 +162,7 @@ def check_logprobs() -> None:
 
 
 def check_structured_answers() -> None:
-    model = other(max_tokens=40, should_use_structured_outputs=True)
+    model = other(max_tokens=20, should_use_structured_outputs=True)
     wanted = WANTS_JSON[0]["content"]
     person = model.as_structured_llm(Person).complete(wanted).raw
     assert isinstance(person, Person)

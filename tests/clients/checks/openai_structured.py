@@ -22,11 +22,10 @@ from checks.common import (
 )
 from checks.openai_client import client, content, newest, raised
 
-FIELDS = SHORT | {"messages": WANTS_JSON, "max_tokens": 40}
+FIELDS = SHORT | {"messages": WANTS_JSON, "max_tokens": 20}
 
 
 class Person(BaseModel):
-    name: str = Field(max_length=8)
     age: int = Field(ge=0, le=99)
 
 
