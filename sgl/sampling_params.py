@@ -237,4 +237,5 @@ def _as_list(value: Any) -> Any:
 
 
 def _refuse(name: str, wanted: str, got: object) -> InvalidRequestError:
-    return InvalidRequestError(f"{name} must be {wanted}, got {got}", param=name)
+    """`name` begins with the parameter's."""
+    return InvalidRequestError(f"{name} must be {wanted}, got {got}", param=name.split()[0])
