@@ -42,7 +42,7 @@ $(SERVE_STAMP): setup.cfg pyproject.toml constraints.txt scripts/install
 	scripts/install $(VENV)
 	touch $@
 
-$(DEV_STAMP): $(SERVE_STAMP)
+$(DEV_STAMP): $(SERVE_STAMP) $(wildcard tests/clients/pins/*.txt)
 	scripts/install $(VENV) dev
 	touch $@
 

@@ -5,7 +5,7 @@ SglError
     InvalidRequestError       a field is wrong                                 400
     PromptTooLongError        does not fit the context or the KV cache         400
     UnauthorizedError         the API key is missing or wrong                  401
-    NotFoundError             there is no file or batch of this id             404
+    NotFoundError             there is no model, file or batch of this name    404
     RequestTooLargeError      the body is over the size limit                  413
     AbortedError              somebody aborted it by its rid                   499
     OverloadedError           the waiting queue is full, or we are stopping    503
@@ -56,6 +56,12 @@ class NotFoundError(RequestError):
 
     status = 404
     kind = "NotFoundError"
+
+
+class ModelNotFoundError(NotFoundError):
+    """The server has no model of this name."""
+
+    code: str | None = "model_not_found"
 
 
 class RequestTooLargeError(RequestError):

@@ -52,11 +52,14 @@ WRITTEN_KINDS = tuple(kind for kind in GrammarKind if kind is not GrammarKind.TO
 class Grammar(msgspec.Struct, frozen=True, array_like=True):
     """What an answer must match; made by constrained/grammar.py.
 
-    text  a JSON schema, or a grammar in the language of llguidance
+    kind       the field that it comes from
+    text       a grammar in the language of llguidance
+    is_schema  text is a JSON schema instead
     """
 
     kind: GrammarKind
     text: str
+    is_schema: bool = False
 
 
 class SamplingParams(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -234,4 +237,5 @@ def _as_list(value: Any) -> Any:
 
 
 def _refuse(name: str, wanted: str, got: object) -> InvalidRequestError:
-    return InvalidRequestError(f"{name} must be {wanted}, got {got}", param=name)
+    """`name` begins with the parameter's."""
+    return InvalidRequestError(f"{name} must be {wanted}, got {got}", param=name.split()[0])

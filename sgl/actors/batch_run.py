@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -50,7 +51,7 @@ class BatchRun:
         self._records = records
         self._turns = turns
         self._clock = clock
-        self._saving = asyncio.Lock()
+        self._disk = asyncio.Lock()
         self._is_stopped = False
         self._unwritten: asyncio.Queue[LineAnswer | None] = asyncio.Queue()
         self._work: asyncio.Task[None] | None = None
@@ -82,9 +83,18 @@ class BatchRun:
         self._end_work()
 
     async def save(self) -> None:
-        async with self._saving:
-            encoded = msgspec.json.encode(self.record)
-            await asyncio.to_thread(self._records.write_encoded, self.record.id, encoded)
+        encoded = msgspec.json.encode(self.record)
+        await self._on_disk(partial(self._records.write_encoded, self.record.id, encoded))
+
+    async def _on_disk(self, work: Callable[[], None]) -> None:
+        """In turn, and to its end even if the caller is cancelled: the next finds nothing half
+        done."""
+
+        async def in_turn() -> None:
+            async with self._disk:
+                await asyncio.to_thread(work)
+
+        await asyncio.shield(in_turn())
 
     def _end_work(self) -> None:
         if self._work is not None:
@@ -108,7 +118,7 @@ class BatchRun:
     async def _answer_all(self) -> None:
         async with self._turns:
             self.record.num_lines = await self._lines.count()
-            await asyncio.to_thread(self._answers.open)
+            await self._on_disk(self._answers.open)
             self._count()
             if self.record.status == "validating":
                 self.record.enter("in_progress", self._clock())
@@ -136,7 +146,7 @@ class BatchRun:
         """Turn the answers into files. After a crash inside, this is done once more."""
         record = self.record
         if record.output_file_id is None and record.error_file_id is None:
-            await asyncio.to_thread(self._answers.open)
+            await self._on_disk(self._answers.open)
             self._count()
             self._enter_finalizing()
             await self.save()

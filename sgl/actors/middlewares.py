@@ -16,7 +16,13 @@ from aiohttp.typedefs import Middleware
 from sgl.actors.access import Access, Level
 from sgl.actors.endpoint import Handler
 from sgl.actors.request_log import RequestLog
-from sgl.errors import EngineError, RequestError, UnauthorizedError
+from sgl.errors import (
+    EngineError,
+    NotFoundError,
+    RequestError,
+    RequestTooLargeError,
+    UnauthorizedError,
+)
 from sgl.protocol.call import CLIENT_ABORT_STATUS
 from sgl.protocol.native_reply import native_error
 from sgl.protocol.openai import error_body, openai_error
@@ -25,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 MAX_ID_CHARS = 128
 RETRY_AFTER_S = 1
+_HTTP_KINDS = {error.status: error.kind for error in (NotFoundError, RequestTooLargeError)}
 REQUEST_ID = web.RequestKey("request_id", str)
 _CORS = {
     "Access-Control-Allow-Origin": "*",
@@ -136,13 +143,26 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
 def _http_error(request: web.Request, error: web.HTTPException) -> web.Response:
     """404, 405, 408, 413: what aiohttp refuses itself."""
     message = f"{HTTPStatus(error.status).phrase}: {request.method} {request.path:.200}"
+    allow = error.headers.get("Allow")
+    if allow:
+        message += f": it takes {allow}"
+    if meant := _meant_path(request):
+        message += f". The path is {meant}: does the base URL end in /v1, once?"
+    kind = _HTTP_KINDS.get(error.status, RequestError.kind)
     shown = (
-        error_body(message, "BadRequestError", code=str(error.status))
+        error_body(message, kind, code=str(error.status))
         if _is_openai(request)
         else {"error": {"message": message}}
     )
-    allow = error.headers.get("Allow")
     return json_response(shown, error.status, {"Allow": allow} if allow else None)
+
+
+def _meant_path(request: web.Request) -> str | None:
+    """The route that a base URL without /v1, or with two of them, has missed."""
+    names = [name for name in request.path.split("/") if name not in ("", "v1")]
+    meant = "/".join(["", "v1", *names])
+    known = {resource.canonical for resource in request.app.router.resources()}
+    return meant if meant in known and meant != request.path else None
 
 
 def _is_openai(request: web.Request) -> bool:

@@ -29,7 +29,7 @@ from sgl.actors.parser_routes import ParserRoutes
 from sgl.actors.session_routes import SessionRoutes
 from sgl.actors.state_routes import StateRoutes
 from sgl.config import ServerConfig
-from sgl.errors import InvalidRequestError
+from sgl.errors import InvalidRequestError, ModelNotFoundError
 from sgl.protocol.answers import (
     Aborted,
     ChatChunk,
@@ -221,7 +221,10 @@ class Routes:
     async def one_model(self, request: web.Request) -> web.Response:
         name = request.match_info["id"]
         if name not in (self._config.model_name, "default"):
-            raise web.HTTPNotFound
+            raise ModelNotFoundError(
+                f"there is no model {name!r:.200}: this server has {self._config.model_name!r}",
+                param="model",
+            )
         return json_response(self._card(self._config.model_name))
 
     async def model_info(self, request: web.Request) -> web.Response:

@@ -28,7 +28,7 @@ def parse_grammar(kind: GrammarKind, source: str | dict[str, Any]) -> Grammar:
         raise InvalidRequestError(
             f"{kind} has {len(source)} characters, at most {MAX_CHARS} are read", param=kind
         )
-    return Grammar(kind, _PARSERS[kind](source))
+    return Grammar(kind, _PARSERS[kind](source), is_schema=kind is GrammarKind.JSON_SCHEMA)
 
 
 def one_grammar(fields: Mapping[str, Any]) -> Grammar | None:

@@ -15,7 +15,7 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from sgl.errors import ConfigError, InvalidRequestError
-from sgl.sampling_params import Grammar, GrammarKind
+from sgl.sampling_params import Grammar
 
 JSON_SPACE = "[ ]?"  # a model cannot go on with spaces for ever
 MAX_ERROR_CHARS = 300
@@ -57,7 +57,7 @@ class CompiledGrammar:
     def __init__(self, grammar: Grammar, vocabulary: GrammarVocabulary) -> None:
         """Raises InvalidRequestError where it is wrong, not supported or too large."""
         text = grammar.text
-        if grammar.kind == GrammarKind.JSON_SCHEMA:
+        if grammar.is_schema:
             text = _json_grammar(text, vocabulary.json_space)
         problem = LLMatcher.validate_grammar(text, vocabulary.tokenizer, limits=LIMITS)
         if not problem:

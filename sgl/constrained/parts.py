@@ -16,6 +16,7 @@ from sgl.sampling_params import Grammar, GrammarKind
 ONE_SPACE = {"whitespace_pattern": "[ ]?"}
 TEXT = r"/(.|\n)*/"  # without special tokens: those are never text
 ANSWER = "@answer"
+SAID = "@said"  # after thoughts; @answer may be a part of it
 
 
 class Marker(NamedTuple):
@@ -48,8 +49,10 @@ def text_until(name: str, marker: Marker) -> str:
     )
 
 
-def composed(kind: GrammarKind, rules: str, answer: Grammar | None = None) -> Grammar:
-    """The grammar with these Lark rules, where `@answer` stands for `answer`.
+def composed(
+    kind: GrammarKind, rules: str, answer: Grammar | None = None, name: str = ANSWER
+) -> Grammar:
+    """The grammar with these Lark rules, in which `name` stands for `answer`.
 
     Raises InvalidRequestError if it gets too long.
     """
@@ -60,18 +63,20 @@ def composed(kind: GrammarKind, rules: str, answer: Grammar | None = None) -> Gr
         )
     if answer is None:
         return Grammar(kind, rules)
-    inner, *others = _grammars(answer.text)
-    inner["name"] = ANSWER.removeprefix("@")
+    inner, *others = _grammars(answer)
+    inner["name"] = name.removeprefix("@")
     whole = [{"lark_grammar": rules}, inner, *others]
     return Grammar(kind, json.dumps({"grammars": whole}))
 
 
-def _grammars(text: str) -> list[dict[str, Any]]:
+def _grammars(grammar: Grammar) -> list[dict[str, Any]]:
     """What llguidance reads is a list of grammars, or one in Lark by itself."""
-    if text.startswith("{"):
-        grammars: list[dict[str, Any]] = json.loads(text)["grammars"]
+    if grammar.is_schema:
+        return [{"json_schema": {**json.loads(grammar.text), "x-guidance": ONE_SPACE}}]
+    if grammar.text.startswith("{"):
+        grammars: list[dict[str, Any]] = json.loads(grammar.text)["grammars"]
         return grammars
-    return [{"lark_grammar": text}]
+    return [{"lark_grammar": grammar.text}]
 
 
 def after_thoughts(
@@ -79,6 +84,6 @@ def after_thoughts(
 ) -> Grammar:
     """`answer`, but what is thought before it is free."""
     thoughts = f"{opening.rule} thoughts" if are_optional else f"{opening.rule}? thoughts"
-    start = f"({thoughts} space)? {ANSWER}" if are_optional else f"{thoughts} space {ANSWER}"
+    start = f"({thoughts} space)? {SAID}" if are_optional else f"{thoughts} space {SAID}"
     rules = f"start: {start}\n{text_until('thoughts', closing)}space: /[ \\n]{{0,8}}/\n"
-    return composed(answer.kind, rules, answer)
+    return composed(answer.kind, rules, answer, SAID)

@@ -113,6 +113,9 @@ _SAME_NAME = (
 )
 
 
+_OPENAI_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
+
+
 def sampling_params(body: SamplingBody, **fields: Any) -> SamplingParams:
     """The body's sampling fields; `fields` are those whose meaning differs by endpoint."""
     given = {name: getattr(body, name) for name in _SAME_NAME}
@@ -190,7 +193,12 @@ def stop_fields(finish: Finish | None) -> dict[str, Any]:
 
 
 def openai_error(error: RequestError) -> OpenAiError:
-    return error_body(str(error), error.kind, param=error.param, code=error.code)
+    """The envelope of `error`, in this API's names of the fields."""
+    message = str(error)
+    for ours, theirs in _OPENAI_NAMES.items():
+        message = message.replace(ours, theirs)
+    param = _OPENAI_NAMES.get(error.param, error.param) if error.param else None
+    return error_body(message, error.kind, param=param, code=error.code)
 
 
 def error_body(

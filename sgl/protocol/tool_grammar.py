@@ -59,6 +59,12 @@ def tools_grammar(
     if use.choice == "auto" and answer is None and not use.is_strict:
         return None
     shape = _shape(form, markers)
+    if shape.opening is None and answer is not None and answer.is_schema:
+        raise InvalidRequestError(
+            "calls of this model begin as JSON does, so an answer cannot be either a call or JSON: "
+            "leave out response_format, or set tool_choice to required or none",
+            param="response_format",
+        )
     schemas = [_schema(tool, is_exact=_is_exact(tool, use)) for tool in use.callable]
     rules = (
         _start(shape, use, has_answer=answer is not None)

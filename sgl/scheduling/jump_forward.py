@@ -40,10 +40,11 @@ def jump(request: Request) -> Jump | None:
         return None
     num_known = request.num_output
     finish = request.append(forced)
+    num_taken = request.num_output - num_known
     request.plan_anew()
-    if finish is None and matcher.has_ended:
+    if matcher.has_ended and num_taken == len(forced) and (finish is None or not finish.matched):
         finish = Finish("stop")
-    return Jump(request.num_output - num_known, finish)
+    return Jump(num_taken, finish)
 
 
 def begin(request: Request) -> int:

@@ -155,9 +155,9 @@ class Request:
     def accept(self, token_id: int) -> Finish | None:
         """Record a sampled token; says whether and why it was the last one."""
         finish = self.append([token_id])
-        if finish is None and self.matcher is not None:
-            return self._advance(self.matcher, token_id)
-        return finish
+        if self.matcher is None or (finish and finish.kind == "stop"):
+            return finish
+        return self._advance(self.matcher, token_id) or finish  # its own end: nothing was cut off
 
     def append(self, token_ids: Iterable[int]) -> Finish | None:
         """Record output tokens up to the last that is allowed, or that ends the answer."""

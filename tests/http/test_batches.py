@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,21 @@ async def test_cancelling_keeps_what_is_answered(tmp_path: Path) -> None:
             await client.batches.cancel(made.id)
         await client.files.delete(made.input_file_id)
     assert {name.split(".", 1)[1] for name in os.listdir(tmp_path)} == {"data", "json"}
+
+
+@in_loop
+async def test_cancelling_while_a_slow_disk_still_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record that is being written when the work is cancelled is not written twice at a time."""
+    sync = os.fsync
+    async with server(step_s=0.001, file_storage_path=str(tmp_path)) as s, s.openai() as client:
+        monkeypatch.setattr(os, "fsync", lambda file: (time.sleep(0.1), sync(file)))
+        made = await start(client, prompts(1, max_tokens=LONG))
+        await until_status(client, made.id, "in_progress")
+        assert (await client.batches.cancel(made.id)).status == "cancelling"
+        done = await ended(client, made.id)
+        assert (done.status, done.errors) == ("cancelled", None)
 
 
 @in_loop

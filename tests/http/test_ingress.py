@@ -113,6 +113,7 @@ async def test_every_error_is_json_in_the_shape_of_its_path() -> None:
         for path, status in (("/nowhere", 404), ("/v1/nowhere", 404)):
             code, body = await s.post(path, {})
             assert (code, "message" in body["error"]) == (status, True)
+        assert body["error"]["type"] == "NotFoundError"
         async with s.http.get(s.url + "/v1/completions") as response:
             assert response.status == 405
             assert response.headers["Allow"] == "POST"
@@ -587,8 +588,9 @@ async def test_the_openai_client_raises_its_own_errors() -> None:
             with pytest.raises(openai.BadRequestError) as caught:
                 await client.completions.create(model="m", prompt="x" * 5000)
             assert caught.value.code == "context_length_exceeded"
-            with pytest.raises(openai.NotFoundError):
+            with pytest.raises(openai.NotFoundError, match="there is no model 'nothing'") as lost:
                 await client.models.retrieve("nothing")
+            assert (lost.value.code, lost.value.param) == ("model_not_found", "model")
             s.engine.fail_next("the logits were NaN", 500)
             with pytest.raises(openai.InternalServerError):
                 await client.completions.create(model="m", prompt="a")
@@ -597,6 +599,17 @@ async def test_the_openai_client_raises_its_own_errors() -> None:
             with pytest.raises(openai.APIError, match="NaN"):
                 async for _ in stream:
                     pass
+
+
+@in_loop
+async def test_a_wrong_base_url_is_told_from_a_wrong_path() -> None:
+    async with server() as s:
+        for path in ("/completions", "/v1/v1/completions", "/v1/completions/", "//completions"):
+            status, body = await s.post(path, {"prompt": "a"})
+            assert (status, "/v1/completions:" in body["error"]["message"]) == (404, True), path
+        for path in ("/v1/nowhere", "/nowhere", "/"):
+            status, body = await s.post(path, {})
+            assert (status, "base URL" in body["error"]["message"]) == (404, False), path
 
 
 @in_loop

@@ -136,6 +136,16 @@ def test_the_token_after_an_end_of_sequence_is_dropped():
     bench.assert_empty()
 
 
+@pytest.mark.parametrize(("num", "finish"), [(2, "length"), (3, "length"), (4, "stop")])
+def test_the_number_of_tokens_counts_before_an_end_of_sequence(num, finish):
+    prompt = [3, 1, 2]
+    bench = Bench(eos=[expected_output(prompt, 3)[-1]])
+    bench.ask(1, prompt, max_new_tokens=num)
+    bench.run_until_idle()
+    assert bench.finishes[1].kind == finish
+    bench.assert_empty()
+
+
 def test_ignore_eos_goes_on():
     prompt = [3, 1, 2]
     eos = expected_output(prompt, 3)[-1]
@@ -601,6 +611,14 @@ def test_what_every_answer_begins_with_is_computed_with_the_prompt(depth):
     stop = Finish("stop")
     assert [bench.finishes[i] for i in (3, 4)] == [stop, Finish("stop", matched=7)]
     bench.assert_empty()
+
+
+@pytest.mark.parametrize("num", [3, 4, 5])
+def test_an_answer_that_ends_with_its_last_token_was_not_cut_off(num):
+    bench = Bench()
+    bench.ask(1, [1, 2, 3], num, matcher=FakeMatcher(opening=[9, 8, 7, 6], last=6))
+    bench.run_until_idle()
+    assert bench.finishes[1] == (Finish("stop") if num > 3 else Finish("length", length=3))
 
 
 def test_a_request_with_logprobs_does_not_jump():

@@ -172,6 +172,7 @@ def test_an_assistants_last_message_begins_the_answer_in_a_built_in_format() -> 
         ({"chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs"),
         ({"n": 0}, "n"),
         ({"max_tokens": "many"}, "max_tokens"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
     ],
 )
 def test_a_wrong_chat_field_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
@@ -220,6 +221,12 @@ def test_errors_have_the_envelope_of_the_api() -> None:
             "code": "context_length_exceeded",
         }
     }
+
+
+def test_errors_name_the_fields_of_the_api() -> None:
+    error = InvalidRequestError("min_new_tokens is over max_new_tokens", param="max_new_tokens")
+    shown = openai_error(error)["error"]
+    assert (shown["message"], shown["param"]) == ("min_tokens is over max_tokens", "max_tokens")
 
 
 def test_a_completion_counts_a_prompt_once_for_all_samples() -> None:

@@ -200,6 +200,28 @@ def test_a_grammar_holds_after_thoughts_only(model, form):
     assert answers.grammar(None, None, Thinking.BEGUN) is None
 
 
+@pytest.mark.parametrize("form", TOOL_FORMATS)
+def test_a_schema_holds_beside_calls_and_after_thoughts(model, form):
+    answers = model.answers(form)
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    wanted = parse_grammar(GrammarKind.JSON_SCHEMA, schema)
+    auto = tool_use(tools(), None, None)
+    thought = answers.grammar(None, wanted, Thinking.BEGUN)
+    cases = [(thought, "Hm.</think>\n\n")]
+    if form in ("hermes", "mistral"):
+        cases += [
+            (answers.grammar(auto, wanted, Thinking.OVER), ""),
+            (answers.grammar(auto, wanted, Thinking.BEGUN), "Hm.</think>"),
+        ]
+    else:
+        with pytest.raises(InvalidRequestError, match="either a call or JSON"):
+            answers.grammar(auto, wanted, Thinking.OVER)
+    for grammar, before in cases:
+        assert model.accepts(grammar, before + '{"a": 5}')
+        assert not model.accepts(grammar, before + '{"a": "five"}')
+    assert not model.accepts(thought, '{"a": 5}')
+
+
 @pytest.mark.parametrize(
     ("schema", "why"),
     [
