@@ -22,7 +22,7 @@ PROMPT_IDS = [504, 3575, 282, 4649, 314]
 COMPLETION = " Paris."  # two tokens
 ITALY, ITALIAN_COMPLETION = "The capital of Italy is", " Rome."
 PARIS_ID, DOT_ID = 7042, 30
-SHORT: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "temperature": 0, "max_tokens": 8}
+SHORT: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "temperature": 0, "max_tokens": 12}
 TEXT: dict[str, Any] = {"model": MODEL, "prompt": PROMPT, "temperature": 0, "max_tokens": 2}
 
 # answers that differ by seed; what is unlikely is left out, because a rounding error decides

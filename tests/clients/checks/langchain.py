@@ -42,7 +42,7 @@ SERVER: dict[str, Any] = {
     "max_retries": 0,
     "timeout": TIMEOUT_S,
 }
-chat = ChatOpenAI(**SERVER, max_tokens=8)
+chat = ChatOpenAI(**SERVER, max_tokens=12)
 text = OpenAI(**SERVER, max_tokens=2)
 WANTED = WANTS_JSON[0]["content"]
 
@@ -52,7 +52,7 @@ class Person(BaseModel):
 
 
 def other(**fields: Any) -> ChatOpenAI:
-    return ChatOpenAI(**(SERVER | {"max_tokens": 8} | fields))
+    return ChatOpenAI(**(SERVER | {"max_tokens": 12} | fields))
 
 
 def raised(kind: type[Exception], model: ChatOpenAI, asked: str = QUESTION) -> Any:

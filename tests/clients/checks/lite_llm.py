@@ -35,7 +35,7 @@ SERVER: dict[str, Any] = {
     "max_retries": 0,
     "timeout": TIMEOUT_S,
 }
-CHAT = SERVER | {"messages": MESSAGES, "temperature": 0, "max_tokens": 8}
+CHAT = SERVER | {"messages": MESSAGES, "temperature": 0, "max_tokens": 12}
 TEXT = SERVER | {
     "model": "text-completion-openai/default",
     "prompt": PROMPT,

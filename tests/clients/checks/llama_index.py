@@ -34,8 +34,8 @@ SERVER: dict[str, Any] = {
     "max_retries": 0,
     "timeout": TIMEOUT_S,
 }
-chat = OpenAILike(**SERVER, is_chat_model=True, max_tokens=8)
-async_chat = OpenAILike(**SERVER, is_chat_model=True, max_tokens=8)
+chat = OpenAILike(**SERVER, is_chat_model=True, max_tokens=12)
+async_chat = OpenAILike(**SERVER, is_chat_model=True, max_tokens=12)
 text = OpenAILike(**SERVER, is_chat_model=False, max_tokens=2)
 async_text = OpenAILike(**SERVER, is_chat_model=False, max_tokens=2)
 ASKED = [ChatMessage(role="user", content=QUESTION)]
@@ -46,7 +46,7 @@ class Person(BaseModel):
 
 
 def other(**fields: Any) -> OpenAILike:
-    return OpenAILike(**(SERVER | {"is_chat_model": True, "max_tokens": 8} | fields))
+    return OpenAILike(**(SERVER | {"is_chat_model": True, "max_tokens": 12} | fields))
 
 
 def check_complete() -> None:

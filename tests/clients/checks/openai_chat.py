@@ -73,9 +73,9 @@ def check_max_completion_tokens_wins_over_max_tokens() -> None:
     assert content(answer) == "The capital"
 
 
-def check_an_end_on_the_last_token_is_an_end() -> None:
-    assert ask(max_tokens=NUM_ANSWER_TOKENS).choices[0].finish_reason == "stop"
-    assert ask(max_tokens=NUM_ANSWER_TOKENS - 1).choices[0].finish_reason == "length"
+def check_the_number_of_tokens_counts_before_the_end() -> None:
+    assert ask(max_tokens=NUM_ANSWER_TOKENS + 1).choices[0].finish_reason == "stop"
+    assert ask(max_tokens=NUM_ANSWER_TOKENS).choices[0].finish_reason == "length"
 
 
 def check_stop_text() -> None:

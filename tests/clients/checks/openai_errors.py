@@ -19,7 +19,7 @@ def check_a_wrong_value() -> None:
     error = refused(temperature=-1)
     assert (error.status_code, error.param, error.type) == (400, "temperature", "BadRequestError")
     assert error.code is None
-    assert "temperature must be from 0" in error.message
+    assert "temperature must be at least 0" in error.message
     assert set(error.body) == {"message", "type", "param", "code"}
 
 
@@ -32,7 +32,7 @@ def check_an_error_has_the_id_of_its_request() -> None:
 def check_a_wrong_type() -> None:
     error = refused(max_tokens="many")
     assert error.param == "max_tokens"
-    assert "Expected int" in error.message
+    assert "must be an integer" in error.message
     assert refused(messages=[{"role": "robot", "content": "x"}]).param == "messages[0].role"
 
 

@@ -11,7 +11,6 @@ from pydantic import BaseModel, Field
 
 from checks.common import (
     ANSWER,
-    EMOJI,
     NUM_ANSWER_TOKENS,
     NUM_QUESTION_TOKENS,
     SHORT,
@@ -104,8 +103,8 @@ def check_a_stop_text_is_never_shown() -> None:
 
 
 def check_characters_are_never_cut() -> None:
-    chunks = stream(max_tokens=20, extra_body={"regex": EMOJI})
-    assert "".join(pieces(chunks)) == EMOJI
+    chunks = stream(max_tokens=60, extra_body={"regex": "[🙂🎉日]{9}"})  # nothing is forced
+    assert len("".join(pieces(chunks))) == 9
     assert not any("\ufffd" in piece for piece in pieces(chunks))
     assert len([piece for piece in pieces(chunks) if piece]) > 5
 

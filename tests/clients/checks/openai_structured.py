@@ -100,7 +100,7 @@ def check_parse_of_an_answer_that_just_fits() -> None:
 
 
 def check_parse_without_a_format() -> None:
-    [choice] = parse(messages=SHORT["messages"], max_tokens=8).choices
+    [choice] = parse(messages=SHORT["messages"], max_tokens=12).choices
     assert (choice.message.content, choice.message.parsed) == (ANSWER, None)
 
 
