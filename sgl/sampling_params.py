@@ -30,7 +30,7 @@ class GrammarKind(StrEnum):
 class Grammar(msgspec.Struct, frozen=True, array_like=True):
     """What an answer must match; made by constrained/grammar.py.
 
-    text  a JSON schema, or a grammar in the language of llguidance
+    text  as the client wrote it; JSON in its shortest form
     """
 
     kind: GrammarKind

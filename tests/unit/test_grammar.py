@@ -6,6 +6,7 @@ import json
 import random
 import re
 import select
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -15,9 +16,9 @@ from tokenizers import decoders, models, normalizers, trainers
 from sgl.constrained import compiler as compiler_module
 from sgl.constrained.compiler import GrammarCompiler
 from sgl.constrained.grammar import parse_grammar
-from sgl.constrained.matcher import CompiledGrammar, GrammarVocabulary
+from sgl.constrained.matcher import CompiledGrammar, GrammarVocabulary, VocabularyFacts
 from sgl.constrained.regex import as_rust_reads_it
-from sgl.errors import EngineError, InvalidRequestError
+from sgl.errors import InvalidRequestError
 from sgl.model_files import demo_model_path
 from sgl.sampling_params import GrammarKind as Kind
 from sgl.tokenizer import Tokenizer
@@ -31,8 +32,13 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def vocabulary(tokenizer) -> GrammarVocabulary:
-    return GrammarVocabulary(tokenizer.to_json(), VOCAB_SIZE, tokenizer.eos_ids)
+def facts(tokenizer) -> VocabularyFacts:
+    return VocabularyFacts(tokenizer.to_json(), VOCAB_SIZE, tuple(tokenizer.eos_ids))
+
+
+@pytest.fixture(scope="module")
+def vocabulary(facts) -> GrammarVocabulary:
+    return GrammarVocabulary(facts)
 
 
 def allowed(matcher) -> np.ndarray:
@@ -46,7 +52,7 @@ def allowed(matcher) -> np.ndarray:
 def random_answer(kind, source, tokenizer, vocabulary, seed=0, most=400) -> str:
     """Draws among the allowed tokens until the end is drawn, ends where it can after `most`."""
     rng = random.Random(seed)
-    matcher = CompiledGrammar(parse_grammar(kind, source), vocabulary).matcher()
+    matcher = CompiledGrammar.of(parse_grammar(kind, source), vocabulary).matcher()
     ids: list[int] = []
     while not matcher.has_ended and len(ids) < 2 * most:
         choices = allowed(matcher)
@@ -123,7 +129,7 @@ def test_a_structural_tag_constrains_what_follows_its_trigger(tokenizer, vocabul
         "structures": [{"begin": "<call>", "end": "</call>", "schema": SCHEMA}],
         "triggers": ["<call"],
     }
-    compiled = CompiledGrammar(parse_grammar(Kind.STRUCTURAL_TAG, tag), vocabulary)
+    compiled = CompiledGrammar.of(parse_grammar(Kind.STRUCTURAL_TAG, tag), vocabulary)
     matcher = compiled.matcher()
     assert matcher.take(tokenizer.encode("Let me see. ", add_special_tokens=False))
     assert matcher.may_end
@@ -133,7 +139,7 @@ def test_a_structural_tag_constrains_what_follows_its_trigger(tokenizer, vocabul
 
 
 def test_forced_tokens_are_those_of_the_tokenizer(tokenizer, vocabulary):
-    compiled = CompiledGrammar(parse_grammar(Kind.REGEX, r'\{"name": "[a-z]+"\}'), vocabulary)
+    compiled = CompiledGrammar.of(parse_grammar(Kind.REGEX, r'\{"name": "[a-z]+"\}'), vocabulary)
     matcher = compiled.matcher()
     forced = matcher.forced()
     assert tokenizer.decode(forced) == '{"name": "'
@@ -159,8 +165,8 @@ def test_forced_tokens_of_a_vocabulary_of_pieces():
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, show_progress=False)
     made.train_from_iterator(["the name of the house is the name"] * 20, trainer)
-    vocabulary = GrammarVocabulary(made.to_str(), made.get_vocab_size(), [2])
-    compiled = CompiledGrammar(
+    vocabulary = GrammarVocabulary(VocabularyFacts(made.to_str(), made.get_vocab_size(), (2,)))
+    compiled = CompiledGrammar.of(
         parse_grammar(Kind.REGEX, "the name[ö]ß of (a|b)x is ?!"), vocabulary
     )
     matcher = compiled.matcher()
@@ -173,7 +179,7 @@ def test_forced_tokens_of_a_vocabulary_of_pieces():
 
 
 def test_matchers_of_one_grammar_go_their_own_ways(tokenizer, vocabulary):
-    compiled = CompiledGrammar(parse_grammar(Kind.REGEX, "[ab]{2}"), vocabulary)
+    compiled = CompiledGrammar.of(parse_grammar(Kind.REGEX, "[ab]{2}"), vocabulary)
     one, other = compiled.matcher(), compiled.matcher()
     a, b = (tokenizer.encode(letter, add_special_tokens=False) for letter in "ab")
     assert one.take(a)
@@ -205,7 +211,7 @@ def test_matchers_of_one_grammar_go_their_own_ways(tokenizer, vocabulary):
 )
 def test_a_wrong_grammar_is_refused_with_a_sentence(kind, source, why, vocabulary):
     with pytest.raises(InvalidRequestError, match=why) as refused:
-        CompiledGrammar(parse_grammar(kind, source), vocabulary)
+        CompiledGrammar.of(parse_grammar(kind, source), vocabulary)
     assert refused.value.param == kind
 
 
@@ -229,7 +235,7 @@ def nested(depth: int) -> dict:
 )
 def test_an_evil_grammar_is_refused(kind, source, vocabulary):
     with pytest.raises(InvalidRequestError):
-        CompiledGrammar(parse_grammar(kind, source), vocabulary)
+        CompiledGrammar.of(parse_grammar(kind, source), vocabulary)
 
 
 def received(compiler: GrammarCompiler, num: int) -> dict:
@@ -242,8 +248,13 @@ def received(compiler: GrammarCompiler, num: int) -> dict:
     return found
 
 
-def test_grammars_are_compiled_elsewhere_and_kept(tokenizer, vocabulary):
-    compiler = GrammarCompiler(lambda: vocabulary)
+@pytest.fixture
+def compiler(facts):
+    with closing(GrammarCompiler(lambda: facts)) as compiler:
+        yield compiler
+
+
+def test_grammars_are_compiled_elsewhere_and_kept(tokenizer, compiler):
     good, wrong = (parse_grammar(Kind.REGEX, regex) for regex in ("ab", "["))
     assert compiler.find(good) is None
     compiler.submit(1, good)
@@ -258,9 +269,8 @@ def test_grammars_are_compiled_elsewhere_and_kept(tokenizer, vocabulary):
     assert compiler.find(wrong) is None
 
 
-def test_the_grammars_used_last_are_kept(vocabulary, monkeypatch):
+def test_the_grammars_used_last_are_kept(compiler, monkeypatch):
     monkeypatch.setattr(compiler_module, "MAX_KEPT_CHARS", 2 * compiler_module.LEAST_CHARS)
-    compiler = GrammarCompiler(lambda: vocabulary)
     a, b, c = (parse_grammar(Kind.REGEX, regex) for regex in "abc")
     for key, grammar in enumerate((a, b)):
         compiler.submit(key, grammar)
@@ -273,12 +283,21 @@ def test_the_grammars_used_last_are_kept(vocabulary, monkeypatch):
     assert compiler.find(c)
 
 
-def test_whoever_asks_hears_of_any_failure():
-    def fail() -> GrammarVocabulary:
-        raise ValueError("no such tokenizer")
+def test_whoever_asks_hears_why_there_are_no_grammars():
+    def fail() -> VocabularyFacts:
+        raise InvalidRequestError("no tokenizer")
 
-    compiler = GrammarCompiler(fail)
-    compiler.submit(7, parse_grammar(Kind.REGEX, "a"))
-    error = received(compiler, 1)[7]
-    assert isinstance(error, EngineError)
-    assert "no such tokenizer" in str(error)
+    with closing(GrammarCompiler(fail)) as compiler:
+        for key in (7, 8):
+            compiler.submit(key, parse_grammar(Kind.REGEX, "a"))
+            assert str(received(compiler, 1)[key]) == "no tokenizer"
+
+
+def test_a_compiler_that_cannot_work_says_so():
+    def fail() -> VocabularyFacts:
+        raise ValueError("a broken tokenizer")
+
+    with closing(GrammarCompiler(fail)) as compiler:
+        compiler.submit(7, parse_grammar(Kind.REGEX, "a"))
+        with pytest.raises(ValueError, match="a broken tokenizer"):
+            received(compiler, 1)
