@@ -132,8 +132,6 @@ class Matcher:
         begun = thread_time()
         self._matcher.unsafe_compute_mask_ptr(words_W.ctypes.data, words_W.nbytes)
         self._count(begun)
-        if self._matcher.is_error():
-            self._grammar.is_used_up = True
 
     def forced(self) -> list[int]:
         """The tokens that must come next, as the tokenizer writes their text; often none.
@@ -169,14 +167,17 @@ class Matcher:
     def _count(self, begun: float) -> None:
         """Of this thread's own time: that others need the core is not the grammar's fault."""
         self._left_s -= thread_time() - begun
+        if self._matcher.is_error() and _IN_LEXER in self._matcher.get_error():
+            self._grammar.is_used_up = True
 
 
 _TOO_SLOW = (
     f"what may come next takes over {ALLOWED_S_A_TOKEN * 1000:.0f} ms a token to find out: "
     "make it simpler, with fewer ways to read one text"
 )
+_IN_LEXER = "lexer error"
 _ADVICE = {
-    "lexer error": "its regular expressions need too many states: use smaller counters, and fewer "
+    _IN_LEXER: "its regular expressions need too many states: use smaller counters, and fewer "
     "parts that may begin anywhere",
     "items": "too many of its rules could go on at one point: make it less ambiguous",
     "NoExtension": "no text can match what is left of it",

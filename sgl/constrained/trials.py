@@ -42,14 +42,17 @@ class _Trial:
     grammar: Grammar
     pipe_fd: int
     begun_s: float = 0.0  # 0: the process did not greet yet
+    is_old: bool = False
     received: bytearray = field(default_factory=bytearray)
 
     @property
     def pid(self) -> int:
         return int.from_bytes(self.received[:GREETING], "little")
 
-    def is_old(self, now_s: float) -> bool:
-        return bool(self.begun_s) and now_s - self.begun_s > YOUNG_S
+    def grow_old(self) -> None:
+        """It gets what the young ones leave it of the cores."""
+        self.is_old = True
+        os.setpriority(os.PRIO_PROCESS, self.pid, 19)
 
 
 class Trials:
@@ -96,8 +99,7 @@ class Trials:
         yield from self._refuse_some(now_s)
 
     def _start_some(self) -> None:
-        now_s = time.monotonic()
-        num_young = sum(not trial.is_old(now_s) for trial in self._running.values())
+        num_young = sum(not trial.is_old for trial in self._running.values())
         for _ in range(min(MAX_YOUNG - num_young, len(self._waiting))):
             trial = self._start(self._waiting.popleft())
             self._running[trial.pipe_fd] = trial
@@ -139,10 +141,16 @@ class Trials:
         )
 
     def _refuse_some(self, now_s: float) -> Iterator[tuple[Grammar, Tried]]:
-        """Those that got old last, where there are too many."""
-        old = [trial for trial in self._running.values() if trial.is_old(now_s)]
-        for trial in sorted(old, key=lambda trial: trial.begun_s)[MAX_OLD:]:
-            os.kill(trial.pid, signal.SIGKILL)  # it lives: its end of the pipe is open
+        """Those that get old where enough are. All of these live: their pipes are open."""
+        num_old = sum(trial.is_old for trial in self._running.values())
+        for trial in [*self._running.values()]:
+            if trial.is_old or not trial.begun_s or now_s - trial.begun_s < YOUNG_S:
+                continue
+            if num_old < MAX_OLD:
+                num_old += 1
+                trial.grow_old()
+                continue
+            os.kill(trial.pid, signal.SIGKILL)
             self._end(trial, now_s)
             yield (
                 trial.grammar,

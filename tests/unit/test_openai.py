@@ -147,7 +147,7 @@ def test_stops_of_the_template_do_not_outlive_the_request() -> None:
         ({"regex": "a", "response_format": {"type": "json_object"}}, "regex"),
         ({"guided_json": "{"}, "guided_json"),
         ({"guided_choice": []}, "guided_choice"),
-        ({"structured_outputs": {"grammar": "root ::= ("}}, "structured_outputs.grammar"),
+        ({"structured_outputs": {"structural_tag": "["}}, "structured_outputs.structural_tag"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs"),
