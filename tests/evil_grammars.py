@@ -6,7 +6,7 @@ for name, kind, source in evil_grammars(): ...
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from sgl.sampling_params import GrammarKind
@@ -53,12 +53,15 @@ def _regexes() -> Iterator[tuple[str, str]]:
     yield "million letters and one", "x" * (MILLION + 1)
     yield "million of classes", "[a-z]" * (MILLION // 5)
     yield "digits without end", r"\d" * (MILLION // 2)
+    yield "hundred million letters", "a{100000000}"
+    yield "hundred million letters after a choice", "[ab]a{100000000}"
+    yield "counters without a common part", "[ab](a{7919}){1000}(a{104729})+"
     yield "backwards", "[z-a]{2,1}"
 
 
 def _schemas() -> Iterator[tuple[str, str | Schema]]:
     yield "enum of 20,000", {"enum": [f"value {number}" for number in range(20_000)]}
-    yield "1,000 levels", json.dumps(_nested(400))
+    yield "1,000 levels", _nested(500)
     yield "open braces", '{"a":' * 100_000
     yield "million letters", {"type": "object", "description": "x" * (MILLION - 100)}
     yield "const of a million letters", {"const": "x" * (MILLION - 100)}
@@ -151,8 +154,8 @@ def _gbnf() -> Iterator[tuple[str, str]]:
     yield "left recursion", 'root ::= root "a" | "a"'
     yield "loop of nothing", 'root ::= (""*)* root?'
     yield "any tree", 'root ::= root root root | root root | "a" | ""'
-    yield "50,000 rules", _rules(50_000, lambda number: f'"a" rule{number + 1} | "b"')
-    yield "50,000 names of one text", _rules(50_000, lambda number: f"rule{number + 1}")
+    yield "30,000 rules", _rules(30_000, lambda number: f'"a" r{number + 1} | "b"')
+    yield "30,000 names of one text", _rules(30_000, lambda number: f"r{number + 1}")
     yield "open brackets", "root ::= " + "(" * 100_000
     yield "deep brackets", "root ::= " + "(" * 20_000 + '"a"' + ")" * 20_000
     yield "no beginning", 'leaf ::= "a"'
@@ -169,9 +172,11 @@ def _lark() -> Iterator[tuple[str, str]]:
     yield "Lark, any tree", 'start: start start | start start start | "a" | '
     yield "Lark, both of two", "start: A\nA: /(a|b)*a(a|b){300}/ & /(a|b)*b(a|b){299}/"
     yield "Lark, not", "start: A\nA: ~/(.|\\n)*a(.|\\n){300}/"
-    yield "Lark, schema", f"start: %json {json.dumps(_nested(400))}"
+    yield "Lark, schema", f"start: %json {_nested(500)}"
     yield "Lark, rules that hide", _lark_chain(40)
     yield "Lark, counters", "start: a{0,100000}\na: b{0,100000}\nb: /[a-z]+/ | start"
+    yield "Lark, for ever", 'start: A start\nA: "a"'
+    yield "Lark, tokens that hide", _lark_chain(40).replace("r", "R").replace("staRt", "start")
     yield "Lark, file", 'start: A\n%import /etc/passwd\nA: "a"'
 
 
@@ -183,22 +188,19 @@ def _tags() -> Iterator[tuple[str, str | Schema]]:
     yield "no trigger", _tag(["<a>"], ["<b>"])
     yield "10,000 triggers of one", _tag(["<a>"], [f"<b{number}>" for number in range(10_000)])
     yield "million letters", _tag(["<" + "a" * (MILLION - 1000)], ["<"])
-    yield "1,000 levels", json.dumps(_tag(["<a>"], schema=_nested(400)))
+    yield "1,000 levels", json.dumps(_tag(["<a>"])).replace("{}", _nested(500))
     yield "quotes and lines", _tag(['<"\n\\/>'], ['<"'])
 
 
-def _nested(depth: int) -> Schema:
-    """Its text has two brackets and more for each level."""
-    schema: Schema = {"type": "string"}
-    for _ in range(depth):
-        schema = {"type": "object", "properties": {"a": schema}}
-    return schema
+def _nested(depth: int) -> str:
+    """A schema; each object in it has a property that is one."""
+    return '{"type": "object", "properties": {"a": ' * depth + "{}" + "}}" * depth
 
 
-def _rules(count: int, body: Any) -> str:
+def _rules(count: int, body: Callable[[int], str]) -> str:
     """A chain: each rule is made by `body` from its number, and names the next."""
-    rules = [f"rule{number} ::= {body(number)}" for number in range(count)]
-    return "\n".join(["root ::= rule0", *rules, f'rule{count} ::= "c"'])
+    rules = [f"r{number} ::= {body(number)}" for number in range(count)]
+    return "\n".join(["root ::= r0", *rules, f'r{count} ::= "c"'])
 
 
 def _lark_chain(count: int) -> str:
@@ -207,6 +209,6 @@ def _lark_chain(count: int) -> str:
     return "\n".join(["start: r0", *rules, f'r{count}: "a" | ""'])
 
 
-def _tag(begins: list[str], triggers: list[str] | None = None, schema: Any = None) -> Schema:
-    structures = [{"begin": begin, "end": ">", "schema": schema or {}} for begin in begins]
+def _tag(begins: list[str], triggers: list[str] | None = None) -> Schema:
+    structures = [{"begin": begin, "end": ">", "schema": {}} for begin in begins]
     return {"structures": structures, "triggers": begins if triggers is None else triggers}

@@ -1,7 +1,7 @@
 """Has grammars tried out in processes of their own, several at a time; see trial.py.
 
-    start ──▶ young, up to 4 ── after 0.2 s ──▶ old, up to 4 ── after 2 s ──▶ killed
-                    └── done ──▶ outcome ◀── done ──┘
+    start ──▶ young, up to 4 ── after 0.2 s of a core ──▶ old, up to 4 ── after 2 s ──▶ killed
+                    └───── done ──▶ outcome ◀── done ───────┘
 
 So one that compiles at once waits for others a moment at most, whatever these are.
 """
@@ -26,12 +26,12 @@ import msgspec
 
 from sgl.constrained.grammar import refused
 from sgl.constrained.matcher import VocabularyFacts
-from sgl.constrained.trial import GREETING, LIMIT_S, MAX_BYTES, Outcome
+from sgl.constrained.trial import GREETING, LIMIT_S, MAX_BYTES, NICENESS, Outcome
 from sgl.errors import EngineError, InvalidRequestError, OverloadedError, RequestError
 from sgl.sampling_params import Grammar
 
 MAX_YOUNG = 4
-YOUNG_S = 0.2
+YOUNG_S = 0.2  # of a core
 MAX_OLD = 4
 
 Tried = Outcome | RequestError
@@ -49,10 +49,19 @@ class _Trial:
     def pid(self) -> int:
         return int.from_bytes(self.received[:GREETING], "little")
 
+    @property
+    def used_s(self) -> float:
+        """Of a core."""
+        try:
+            words = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            return 0.0
+        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
     def grow_old(self) -> None:
         """It gets what the young ones leave it of the cores."""
         self.is_old = True
-        os.setpriority(os.PRIO_PROCESS, self.pid, 19)
+        os.setpriority(os.PRIO_PROCESS, self.pid, 2 * NICENESS)
 
 
 class Trials:
@@ -144,7 +153,7 @@ class Trials:
         """Those that get old where enough are. All of these live: their pipes are open."""
         num_old = sum(trial.is_old for trial in self._running.values())
         for trial in [*self._running.values()]:
-            if trial.is_old or not trial.begun_s or now_s - trial.begun_s < YOUNG_S:
+            if trial.is_old or not trial.begun_s or trial.used_s < YOUNG_S:
                 continue
             if num_old < MAX_OLD:
                 num_old += 1
