@@ -52,14 +52,16 @@ WRITTEN_KINDS = tuple(kind for kind in GrammarKind if kind is not GrammarKind.TO
 class Grammar(msgspec.Struct, frozen=True, array_like=True):
     """What an answer must match; made by constrained/grammar.py.
 
-    kind       the field that it comes from
-    text       a grammar in the language of llguidance
-    is_schema  text is a JSON schema instead
+    kind  the field that it comes from
+    text  as the client wrote it, JSON in its shortest form; or, of our own and wherever there is a
+          part, rules in Lark
+    part  what stands in these rules under the name `part_name`
     """
 
     kind: GrammarKind
     text: str
-    is_schema: bool = False
+    part: Grammar | None = None
+    part_name: str = ""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, array_like=True, kw_only=True):

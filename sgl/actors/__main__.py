@@ -6,20 +6,9 @@ killed while its children start leaves none of them.
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
 import sys
 
-PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """The kernel kills this process when its parent ends, however that comes about."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        sys.exit(1)
-
+from sgl.processes import die_with_parent
 
 if __name__ == "__main__":
     kind, bootstrap_fd, parent_pid = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])

@@ -22,7 +22,7 @@ from sgl.actors.status_page import SchedulerStatus, StatusPage
 from sgl.actors.step_log import StepLog, open_trace
 from sgl.actors.weights_update import WeightsUpdate
 from sgl.constrained.compiler import Compiled, GrammarCompiler
-from sgl.constrained.matcher import GrammarVocabulary, Matcher, check_json_space
+from sgl.constrained.matcher import Matcher, VocabularyFacts, check_json_space
 from sgl.errors import InvalidRequestError, RequestError
 from sgl.messages import (
     Abort,
@@ -291,7 +291,7 @@ def run(context: Context) -> None:
     tokenizer = context.load_tokenizer()
     eos_ids = frozenset(context.model_config.eos_ids) | (tokenizer.eos_ids if tokenizer else set())
     batcher = _make_batcher(context, eos_ids, num_pages=_wait_for_worker(results))
-    grammars = GrammarCompiler(lambda: _vocabulary(context, tokenizer, eos_ids))
+    grammars = GrammarCompiler(lambda: _vocabulary_facts(context, tokenizer, eos_ids))
     scheduler = Scheduler(
         batcher,
         requests=requests,
@@ -339,18 +339,18 @@ def _make_batcher(context: Context, eos_ids: frozenset[int], num_pages: int) -> 
     )
 
 
-def _vocabulary(
+def _vocabulary_facts(
     context: Context, tokenizer: Tokenizer | None, eos_ids: frozenset[int]
-) -> GrammarVocabulary:
+) -> VocabularyFacts:
     if tokenizer is None:
         raise InvalidRequestError(
             "grammars need the tokenizer, and this server runs without one (--skip-tokenizer-init)"
         )
-    return GrammarVocabulary(
+    return VocabularyFacts(
         tokenizer.to_json(),
         context.model_config.vocab_size,
-        eos_ids,
-        json_space=context.config.constrained_json_whitespace_pattern,
+        tuple(sorted(eos_ids)),
+        context.config.constrained_json_whitespace_pattern,
     )
 
 

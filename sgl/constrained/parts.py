@@ -61,22 +61,7 @@ def composed(
             f"{kind} make a grammar of {len(rules)} characters, at most {MAX_CHARS} are read",
             param=kind,
         )
-    if answer is None:
-        return Grammar(kind, rules)
-    inner, *others = _grammars(answer)
-    inner["name"] = name.removeprefix("@")
-    whole = [{"lark_grammar": rules}, inner, *others]
-    return Grammar(kind, json.dumps({"grammars": whole}))
-
-
-def _grammars(grammar: Grammar) -> list[dict[str, Any]]:
-    """What llguidance reads is a list of grammars, or one in Lark by itself."""
-    if grammar.is_schema:
-        return [{"json_schema": {**json.loads(grammar.text), "x-guidance": ONE_SPACE}}]
-    if grammar.text.startswith("{"):
-        grammars: list[dict[str, Any]] = json.loads(grammar.text)["grammars"]
-        return grammars
-    return [{"lark_grammar": grammar.text}]
+    return Grammar(kind, rules, answer, name.removeprefix("@"))
 
 
 def after_thoughts(

@@ -59,7 +59,7 @@ def tools_grammar(
     if use.choice == "auto" and answer is None and not use.is_strict:
         return None
     shape = _shape(form, markers)
-    if shape.opening is None and answer is not None and answer.is_schema:
+    if shape.opening is None and _is_json(answer):
         raise InvalidRequestError(
             "calls of this model begin as JSON does, so an answer cannot be either a call or JSON: "
             "leave out response_format, or set tool_choice to required or none",
@@ -76,6 +76,10 @@ def tools_grammar(
         )
     )
     return composed(GrammarKind.TOOLS, rules, answer)
+
+
+def _is_json(answer: Grammar | None) -> bool:
+    return answer is not None and answer.kind is GrammarKind.JSON_SCHEMA
 
 
 def _is_exact(tool: Tool, use: ToolUse) -> bool:

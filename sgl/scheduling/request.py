@@ -155,9 +155,13 @@ class Request:
     def accept(self, token_id: int) -> Finish | None:
         """Record a sampled token; says whether and why it was the last one."""
         finish = self.append([token_id])
-        if self.matcher is None or (finish and finish.kind == "stop"):
+        if self.matcher is None:
             return finish
-        return self._advance(self.matcher, token_id) or finish  # its own end: nothing was cut off
+        if finish and finish.kind == "stop":
+            return _limit_met(self.matcher) or finish  # there, a mask allows nothing but an end
+        ended = self._advance(self.matcher, token_id)
+        was_cut = finish and not (ended and ended.kind == "stop")
+        return finish if was_cut else ended
 
     def append(self, token_ids: Iterable[int]) -> Finish | None:
         """Record output tokens up to the last that is allowed, or that ends the answer."""
@@ -184,11 +188,21 @@ class Request:
 
     def _advance(self, matcher: Matcher, token_id: int) -> Finish | None:
         """Where nothing can follow, the answer ends without an end-of-sequence token."""
-        if not matcher.take([token_id]):
-            why = matcher.error or f"token {token_id} is not allowed"
-            return Finish("abort", message=f"the grammar cannot go on: {why}", status=500)
+        is_taken = matcher.take([token_id])
+        if met := _limit_met(matcher):
+            return met
+        if not is_taken:
+            why = f"the grammar cannot go on: token {token_id} is not allowed"
+            return Finish("abort", message=why, status=500)
         return Finish("stop") if matcher.has_ended else None
 
     def last_delta(self, finish: Finish) -> TokenDelta:
         """What is told of a request that ends without another token."""
         return TokenDelta(self.request_id, b"", finish, max(self.num_cached, 0))
+
+
+def _limit_met(matcher: Matcher) -> Finish | None:
+    """The end of an answer whose grammar is too much work from here on."""
+    if not (why := matcher.error):
+        return None
+    return Finish("abort", message=f"the grammar cannot go on: {why}", status=400)

@@ -1,4 +1,4 @@
-"""Engines to ask, answers of `transformers` to compare with, and one printed line a comparison."""
+"""Engines to ask, answers of `transformers` to compare with, and the lines that tests print."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import sgl
 
 GAUGES = ("num_running_reqs", "num_queue_reqs", "num_used_tokens")
 COMPARED = "compared with transformers"
+STRUCTURED = "answers under grammars"
+STREAMS = "streams beside evil grammars"
+SECTIONS = (COMPARED, STRUCTURED, STREAMS)  # names of properties whose values are printed
 
 
 @pytest.fixture(scope="session")
@@ -57,14 +60,14 @@ def _gauges(engine: sgl.Engine) -> list[float]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
-    lines = [
-        line
+    properties = [
+        named
         for report in reports
         if isinstance(report, pytest.TestReport) and report.when == "call"
-        for name, line in report.user_properties
-        if name == COMPARED
+        for named in report.user_properties
     ]
-    if lines:
-        terminalreporter.section(COMPARED)
-        for line in lines:
-            terminalreporter.write_line(str(line))
+    for section in SECTIONS:
+        if lines := [line for name, line in properties if name == section]:
+            terminalreporter.section(section)
+            for line in lines:
+                terminalreporter.write_line(str(line))

@@ -229,6 +229,7 @@ class Stream:
         self.end: str | None = None
         self.status = 0
         self.output_ids: list[int] = []
+        self.times_s: list[float] = []  # when each event came
         self.has_begun = threading.Event()
         self._connection = server.connection()
         self._connection.connect()
@@ -281,6 +282,7 @@ class Stream:
             if "error" in event:
                 return "error"
             self.output_ids += event["output_ids"]
+            self.times_s.append(time.monotonic())
             if finish := event["meta_info"]["finish_reason"]:
                 end = "aborted" if finish["type"] == "abort" else "complete"
             self.has_begun.set()

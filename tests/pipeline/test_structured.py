@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import openai
 import pytest
+from pipeline.conftest import STRUCTURED
 from pipeline.server import Server
 from prompts import PROMPTS
+from schemas import SCHEMAS, validator_of
 
 import sgl
 from sgl.errors import InvalidRequestError
@@ -48,34 +51,12 @@ REGEXES = {
     "The call was from +": r"\d{2}( \d{3}){3}",
     "#": r"[0-9a-f]{6}(, #[0-9a-f]{6}){2}",
 }
-NAME = {"type": "string", "minLength": 1, "maxLength": 12}
-SCHEMAS: list[Fields] = [
-    {"type": "object", "properties": {"name": NAME, "age": {"type": "integer", "minimum": 0,
-     "maximum": 150}}, "required": ["name", "age"], "additionalProperties": False},
-    {"type": "array", "items": {"enum": ["red", "green", "blue"]}, "minItems": 2, "maxItems": 4},
-    {"enum": [1, "two", None, True, 3.5]},
-    {"const": {"a": [1, 2]}},
-    {"type": "number", "minimum": -1, "maximum": 1},
-    {"type": "string", "pattern": "^[A-Z][a-z]{2,8}$"},
-    {"type": "string", "format": "date"},
-    {"anyOf": [{"type": "integer", "maximum": 999}, {"type": "boolean"}]},
-    {"$defs": {"node": {"type": "object", "properties": {"value": {"type": "integer", "maximum":
-     99}, "next": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/node"}]}}, "required":
-     ["value", "next"], "additionalProperties": False}}, "$ref": "#/$defs/node"},
-    {"type": "object", "properties": {"größe": {"enum": ["klein", "groß"]}, "名前": NAME},
-     "required": ["größe", "名前"], "additionalProperties": False},
-    {"type": "array", "prefixItems": [{"type": "integer", "maximum": 9}, NAME], "items": False,
-     "minItems": 2},
-    {"type": "object", "properties": {"a": {"type": "object", "properties": {"b": {"type":
-     "object", "properties": {"c": {"type": "boolean"}}, "required": ["c"],
-     "additionalProperties": False}}, "required": ["b"], "additionalProperties": False}},
-     "required": ["a"], "additionalProperties": False},
-]  # fmt: skip
+SAMPLE = [*SCHEMAS][::5]
 FREE = ["short-france", "chat-turns", "short-story"]
 
 
-def constrained(temperature: float) -> list[Fields]:
-    """A request for each grammar."""
+def constrained(temperature: float, names: Iterable[str] = SAMPLE) -> list[Fields]:
+    """A request for each regex, and for each of these schemas."""
     base = {"temperature": temperature, "max_new_tokens": 100}
     asked = [
         {"prompt": prompt, "sampling_params": {**base, "regex": regex, "seed": number}}
@@ -83,10 +64,10 @@ def constrained(temperature: float) -> list[Fields]:
     ]
     return asked + [
         {
-            "prompt": f"An example of the JSON schema {json.dumps(schema)}: ",
-            "sampling_params": {**base, "json_schema": schema, "seed": number},
+            "prompt": f"An example of the JSON schema {json.dumps(SCHEMAS[name])}: ",
+            "sampling_params": {**base, "json_schema": SCHEMAS[name], "seed": number},
         }
-        for number, schema in enumerate(SCHEMAS)
+        for number, name in enumerate(names)
     ]
 
 
@@ -98,7 +79,7 @@ def check(request: Fields, output: Fields) -> bool:
     if "regex" in sampling:
         assert re.fullmatch(sampling["regex"], text), text
     else:
-        jsonschema.validate(json.loads(text), sampling["json_schema"])
+        validator_of(sampling["json_schema"]).validate(json.loads(text))
     return True
 
 
@@ -110,7 +91,8 @@ def ask(engine: sgl.Engine, requests: list[Fields]) -> list[Fields]:
     )
 
 
-def check_beside_free_requests(engine: sgl.Engine, requests: list[Fields]) -> None:
+def check_beside_free_requests(engine: sgl.Engine, requests: list[Fields]) -> str:
+    """Says how many answers were finished; all of these match."""
     sampling = {"temperature": 0, "max_new_tokens": 24}
     free = [{"prompt": PROMPTS[name], "sampling_params": sampling} for name in FREE]
     alone = [engine.generate(**request)["output_ids"] for request in free]
@@ -119,13 +101,18 @@ def check_beside_free_requests(engine: sgl.Engine, requests: list[Fields]) -> No
     finished = [check(*pair) for pair in zip(requests, constrained, strict=True)]
     assert sum(finished) >= 0.8 * len(requests), "numbers and lists may go on for ever"
     assert [output["output_ids"] for output in outputs[len(requests) :]] == alone
+    return f"{sum(finished)} of {len(requests)} answers were finished, and all of these match"
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_answers_match_and_their_neighbours_get_what_they_get_alone(engine, temperature, is_full):
+def test_answers_match_and_their_neighbours_get_what_they_get_alone(
+    engine, temperature, is_full, record_property
+):
     if not is_full and temperature == 0.0:
         pytest.skip("one of the sample; all with --full")
-    check_beside_free_requests(engine, constrained(temperature))
+    requests = constrained(temperature, SCHEMAS if is_full else SAMPLE)
+    told = check_beside_free_requests(engine, requests)
+    record_property(STRUCTURED, f"temperature {temperature}: {told}")
 
 
 def test_several_samples_stops_and_log_probabilities(engine):
@@ -189,7 +176,7 @@ def client(tmp_path_factory):
         yield openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="-")
 
 
-PERSON = SCHEMAS[0]
+PERSON = SCHEMAS["person"]
 MESSAGES = [{"role": "user", "content": "Give me an example of a person as JSON."}]
 
 
@@ -225,10 +212,11 @@ def test_choices_and_wrong_grammars_over_http(client):
             )
 
 
+SHORT_TEXT = {"type": "string", "minLength": 1, "maxLength": 12}
 FUNCTIONS = {
     "get_weather": {
         "type": "object",
-        "properties": {"city": NAME, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+        "properties": {"city": SHORT_TEXT, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
         "required": ["city"],
     },
     "add_person": PERSON,

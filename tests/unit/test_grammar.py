@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import select
+from contextlib import closing
 
+import msgspec
 import numpy as np
 import pytest
 import tokenizers
+from grammar_draws import allowed_ids, draw_answer
 from tokenizers import decoders, models, normalizers, trainers
 
 from sgl.constrained import compiler as compiler_module
 from sgl.constrained.compiler import GrammarCompiler
 from sgl.constrained.grammar import parse_grammar
-from sgl.constrained.matcher import CompiledGrammar, GrammarVocabulary
+from sgl.constrained.matcher import (
+    CompiledGrammar,
+    GrammarVocabulary,
+    Matcher,
+    VocabularyFacts,
+)
 from sgl.constrained.regex import as_rust_reads_it
-from sgl.errors import EngineError, InvalidRequestError
+from sgl.errors import InvalidRequestError, OverloadedError
 from sgl.model_files import demo_model_path
 from sgl.sampling_params import GrammarKind as Kind
 from sgl.tokenizer import Tokenizer
 
 VOCAB_SIZE = 49_160  # of the logits: eight more than the tokenizer has
+NUM_IDS = 49_152
 
 
 @pytest.fixture(scope="module")
@@ -31,35 +39,20 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def vocabulary(tokenizer) -> GrammarVocabulary:
-    return GrammarVocabulary(tokenizer.to_json(), VOCAB_SIZE, tokenizer.eos_ids)
+def facts(tokenizer) -> VocabularyFacts:
+    return VocabularyFacts(tokenizer.to_json(), VOCAB_SIZE, tuple(tokenizer.eos_ids))
 
 
-def allowed(matcher) -> np.ndarray:
-    words = np.zeros(-(-VOCAB_SIZE // 32), np.uint32)
-    matcher.write_mask(words)
-    bits = np.unpackbits(words.view(np.uint8), bitorder="little")
-    assert not bits[VOCAB_SIZE:].any()
-    return np.flatnonzero(bits)
+@pytest.fixture(scope="module")
+def vocabulary(facts) -> GrammarVocabulary:
+    return GrammarVocabulary(facts)
 
 
-def random_answer(kind, source, tokenizer, vocabulary, seed=0, most=400) -> str:
-    """Draws among the allowed tokens until the end is drawn, ends where it can after `most`."""
-    rng = random.Random(seed)
-    matcher = CompiledGrammar(parse_grammar(kind, source), vocabulary).matcher()
-    ids: list[int] = []
-    while not matcher.has_ended and len(ids) < 2 * most:
-        choices = allowed(matcher)
-        ends = sorted(tokenizer.eos_ids & set(choices.tolist()))
-        if ends and (len(ids) >= most or rng.random() < 0.2):
-            break
-        choices = [i for i in choices.tolist() if i not in tokenizer.eos_ids]
-        if not choices:
-            break
-        ids.append(rng.choice(choices))
-        assert matcher.take([ids[-1]])
-    assert matcher.may_end
-    return tokenizer.decode(ids)
+def random_answer(kind, source, tokenizer, vocabulary, seed=0) -> str:
+    compiled = CompiledGrammar.of(parse_grammar(kind, source), vocabulary)
+    answer = draw_answer(compiled, tokenizer, seed)
+    assert answer is not None, "it does not end"
+    return answer
 
 
 REGEXES = [
@@ -112,6 +105,13 @@ def test_whatever_is_drawn_validates(source, seed, tokenizer, vocabulary):
     assert len(answer["tags"]) <= 3
 
 
+def test_ids_that_are_no_tokens_are_never_allowed(vocabulary):
+    matcher = CompiledGrammar.of(parse_grammar(Kind.REGEX, r"(.|\n)*"), vocabulary).matcher()
+    choices = allowed_ids(matcher)
+    assert 0.9 * NUM_IDS < choices.size <= NUM_IDS
+    assert choices.max() < NUM_IDS
+
+
 def test_ebnf_begins_at_root(tokenizer, vocabulary):
     ebnf = 'root ::= "Hello " name\nname ::= "Ann" | "Bob" [0-9]+'
     answer = random_answer(Kind.EBNF, ebnf, tokenizer, vocabulary)
@@ -123,7 +123,7 @@ def test_a_structural_tag_constrains_what_follows_its_trigger(tokenizer, vocabul
         "structures": [{"begin": "<call>", "end": "</call>", "schema": SCHEMA}],
         "triggers": ["<call"],
     }
-    compiled = CompiledGrammar(parse_grammar(Kind.STRUCTURAL_TAG, tag), vocabulary)
+    compiled = CompiledGrammar.of(parse_grammar(Kind.STRUCTURAL_TAG, tag), vocabulary)
     matcher = compiled.matcher()
     assert matcher.take(tokenizer.encode("Let me see. ", add_special_tokens=False))
     assert matcher.may_end
@@ -133,7 +133,7 @@ def test_a_structural_tag_constrains_what_follows_its_trigger(tokenizer, vocabul
 
 
 def test_forced_tokens_are_those_of_the_tokenizer(tokenizer, vocabulary):
-    compiled = CompiledGrammar(parse_grammar(Kind.REGEX, r'\{"name": "[a-z]+"\}'), vocabulary)
+    compiled = CompiledGrammar.of(parse_grammar(Kind.REGEX, r'\{"name": "[a-z]+"\}'), vocabulary)
     matcher = compiled.matcher()
     forced = matcher.forced()
     assert tokenizer.decode(forced) == '{"name": "'
@@ -158,13 +158,14 @@ def pieces_vocabulary() -> GrammarVocabulary:
     made.train_from_iterator(["the name of the house is the name"] * 20, trainer)
     content = json.loads(made.to_str())
     content["added_tokens"] = content["added_tokens"][: len(special)]
-    return GrammarVocabulary(json.dumps(content), made.get_vocab_size(), [2])
+    facts = VocabularyFacts(json.dumps(content), made.get_vocab_size(), (2,))
+    return GrammarVocabulary(facts)
 
 
 def test_forced_tokens_of_a_vocabulary_of_pieces():
     vocabulary = pieces_vocabulary()
     source = parse_grammar(Kind.REGEX, "the name[ö]ß of (a|b)x is ?!")
-    matcher = CompiledGrammar(source, vocabulary).matcher()
+    matcher = CompiledGrammar.of(source, vocabulary).matcher()
     ids = []
     while not matcher.has_ended:
         forced = matcher.forced()
@@ -180,7 +181,7 @@ def test_forced_tokens_of_a_vocabulary_of_pieces():
 
 
 def test_matchers_of_one_grammar_go_their_own_ways(tokenizer, vocabulary):
-    compiled = CompiledGrammar(parse_grammar(Kind.REGEX, "[ab]{2}"), vocabulary)
+    compiled = CompiledGrammar.of(parse_grammar(Kind.REGEX, "[ab]{2}"), vocabulary)
     one, other = compiled.matcher(), compiled.matcher()
     a, b = (tokenizer.encode(letter, add_special_tokens=False) for letter in "ab")
     assert one.take(a)
@@ -212,7 +213,7 @@ def test_matchers_of_one_grammar_go_their_own_ways(tokenizer, vocabulary):
 )
 def test_a_wrong_grammar_is_refused_with_a_sentence(kind, source, why, vocabulary):
     with pytest.raises(InvalidRequestError, match=why) as refused:
-        CompiledGrammar(parse_grammar(kind, source), vocabulary)
+        CompiledGrammar.of(parse_grammar(kind, source), vocabulary)
     assert refused.value.param == kind
 
 
@@ -231,26 +232,99 @@ def nested(depth: int) -> dict:
         (Kind.JSON_SCHEMA, {"properties": {f"p{i}": {"pattern": "a*"} for i in range(10_000)}}),
         (Kind.REGEX, "x" * 1_000_001),
         (Kind.REGEX, "(" * 5000),
+        (Kind.REGEX, "a{30000}"),
+        (Kind.JSON_SCHEMA, {"$ref": "#"}),
+        (Kind.JSON_SCHEMA, '{"minimum": NaN}'),
+        (Kind.JSON_SCHEMA, {"type": "integer", "minimum": 10**400}),
+        (Kind.JSON_SCHEMA, '{"enum": ["\\ud800"]}'),
+        (Kind.EBNF, 'leaf ::= "a"'),
+        (Kind.EBNF, "root ::= " + "(" * 100_000),
+        (Kind.EBNF, 'root ::= "a"{' + "9" * 5000 + "}"),
     ],
-    ids=["deep", "deep text", "properties", "long", "brackets"],
 )
 def test_an_evil_grammar_is_refused(kind, source, vocabulary):
     with pytest.raises(InvalidRequestError):
-        CompiledGrammar(parse_grammar(kind, source), vocabulary)
+        CompiledGrammar.of(parse_grammar(kind, source), vocabulary)
+
+
+@pytest.mark.parametrize("options", [{"whitespace_pattern": ".*"}, {"lenient": True}, 5])
+def test_a_schema_cannot_change_how_the_server_reads_it(options, vocabulary):
+    schema = {"type": "integer", "x-guidance": options}
+    tag = {"structures": [{"begin": "<", "end": ">", "schema": schema}], "triggers": ["<"]}
+    for kind, source in ((Kind.JSON_SCHEMA, schema), (Kind.STRUCTURAL_TAG, tag)):
+        with pytest.raises(InvalidRequestError, match="coerce_one_of and nothing else"):
+            CompiledGrammar.of(parse_grammar(kind, source), vocabulary)
+
+
+ONE_OF = {"oneOf": [{"type": "integer", "minimum": 1}, {"type": "integer", "maximum": 9}]}
+
+
+def test_a_schema_may_take_one_of_for_any_of(tokenizer, vocabulary):
+    with pytest.raises(InvalidRequestError, match="coerce_one_of"):
+        CompiledGrammar.of(parse_grammar(Kind.JSON_SCHEMA, ONE_OF), vocabulary)
+    schema = ONE_OF | {"x-guidance": {"coerce_one_of": True}}
+    assert json.loads(random_answer(Kind.JSON_SCHEMA, schema, tokenizer, vocabulary)) is not None
+
+
+@pytest.mark.parametrize(("space", "is_allowed"), [("", False), ("[ ]{0,3}", True)])
+def test_space_in_a_structure_is_the_servers(space, is_allowed, tokenizer, facts):
+    item = {"const": 1, "x-guidance": {"whitespace_pattern": "[ ]{5}"}}
+    schema = {"type": "array", "items": item, "minItems": 2}
+    tag = {"structures": [{"begin": "<", "end": ">", "schema": schema}], "triggers": ["<"]}
+    vocabulary = GrammarVocabulary(msgspec.structs.replace(facts, json_space=space))
+    for kind, source, begin in (
+        (Kind.STRUCTURAL_TAG, tag, "<[1,"),
+        (Kind.JSON_SCHEMA, schema, "[1,"),
+    ):
+        matcher = CompiledGrammar.of(parse_grammar(kind, source), vocabulary).matcher()
+        assert matcher.take(tokenizer.encode(begin, add_special_tokens=False))
+        assert matcher.take(tokenizer.encode(" ", add_special_tokens=False)) is is_allowed
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "opening", "why"),
+    [
+        (Kind.REGEX, r"(.*\w.{60}[aeiou].{60}){30}", "a", "too many states"),
+        (Kind.REGEX, "[ab]a{100000000}", "a", "too many states"),
+        (Kind.EBNF, "start: r0\n" + "".join(f"r{n}: r{n+1} r{n+1}\n" for n in range(40))
+         + 'r40: "a" | ""', "a", "less ambiguous|ms a token"),
+    ],
+    ids=["states", "counter", "ambiguous"],
+)  # fmt: skip
+def test_an_answer_that_meets_a_limit_says_why(kind, source, opening, why, tokenizer, vocabulary):
+    compiled = CompiledGrammar.of(parse_grammar(kind, source), vocabulary)
+    matcher = compiled.matcher()
+    [token] = tokenizer.encode(opening, add_special_tokens=False)
+    for _ in range(5000):
+        choices = allowed_ids(matcher)
+        if matcher.error:
+            break
+        matcher.forced()
+        matcher.take([token if token in choices else int(choices[0])])
+    assert re.search(why, matcher.error)
+
+
+def received_some(compiler: GrammarCompiler) -> dict:
+    """What comes back next; the descriptor says when to look."""
+    assert select.select([compiler], [], [], 20.0)[0], "nothing was told"
+    return dict(compiler.receive())
 
 
 def received(compiler: GrammarCompiler, num: int) -> dict:
-    """What comes back, once it is all there; the descriptor says when to look."""
     found = {}
     while len(found) < num:
-        assert select.select([compiler], [], [], 20.0)[0], "nothing was told"
-        found |= dict(compiler.receive())
+        found |= received_some(compiler)
     assert not select.select([compiler], [], [], 0.0)[0]
     return found
 
 
-def test_grammars_are_compiled_elsewhere_and_kept(tokenizer, vocabulary):
-    compiler = GrammarCompiler(lambda: vocabulary)
+@pytest.fixture
+def compiler(facts):
+    with closing(GrammarCompiler(lambda: facts)) as compiler:
+        yield compiler
+
+
+def test_grammars_are_compiled_elsewhere_and_kept(tokenizer, compiler):
     good, wrong = (parse_grammar(Kind.REGEX, regex) for regex in ("ab", "["))
     assert compiler.find(good) is None
     compiler.submit(1, good)
@@ -265,9 +339,8 @@ def test_grammars_are_compiled_elsewhere_and_kept(tokenizer, vocabulary):
     assert compiler.find(wrong) is None
 
 
-def test_the_grammars_used_last_are_kept(vocabulary, monkeypatch):
+def test_the_grammars_used_last_are_kept(compiler, monkeypatch):
     monkeypatch.setattr(compiler_module, "MAX_KEPT_CHARS", 2 * compiler_module.LEAST_CHARS)
-    compiler = GrammarCompiler(lambda: vocabulary)
     a, b, c = (parse_grammar(Kind.REGEX, regex) for regex in "abc")
     for key, grammar in enumerate((a, b)):
         compiler.submit(key, grammar)
@@ -280,12 +353,75 @@ def test_the_grammars_used_last_are_kept(vocabulary, monkeypatch):
     assert compiler.find(c)
 
 
-def test_whoever_asks_hears_of_any_failure():
-    def fail() -> GrammarVocabulary:
-        raise ValueError("no such tokenizer")
+LINKS = {f"d{number}": {"$ref": f"#/$defs/d{number + 1}"} for number in range(10_000)}
+CRASHES = {"$defs": LINKS | {"d10000": {"type": "null"}}, "$ref": "#/$defs/d0"}
+HANGS = {"allOf": [{"type": "string", "pattern": f"(a|b){{{n}}}a.*b"} for n in range(60)]}
 
-    compiler = GrammarCompiler(fail)
-    compiler.submit(7, parse_grammar(Kind.REGEX, "a"))
-    error = received(compiler, 1)[7]
-    assert isinstance(error, EngineError)
-    assert "no such tokenizer" in str(error)
+
+def test_what_crashes_the_compiler_is_refused(compiler):
+    compiler.submit(1, parse_grammar(Kind.JSON_SCHEMA, CRASHES))
+    compiler.submit(2, parse_grammar(Kind.REGEX, "ab"))
+    found = received(compiler, 2)
+    assert "breaks the compiler" in str(found[1])
+    assert isinstance(found[2], Matcher)
+
+
+def test_what_hangs_in_the_compiler_is_refused_and_others_do_not_wait(compiler):
+    for key in range(6):
+        source = HANGS | {"title": f"{key}"}
+        compiler.submit(key, parse_grammar(Kind.JSON_SCHEMA, source))
+    compiler.submit(99, parse_grammar(Kind.REGEX, "ab"))
+    found = {}
+    while 99 not in found:
+        found |= received_some(compiler)
+    assert isinstance(found.pop(99), Matcher)
+    assert {type(error) for error in found.values()} <= {OverloadedError}
+    while len(found) < 6:
+        found |= received_some(compiler)
+    took_long = [key for key, error in found.items() if isinstance(error, InvalidRequestError)]
+    assert len(took_long) >= 4, "as many as may grow old at a time; the others may be told to wait"
+    assert all("to compile: make it smaller" in str(found[key]) for key in took_long)
+
+
+def test_those_who_ask_for_one_grammar_at_once_share_it(compiler):
+    grammar = parse_grammar(Kind.REGEX, "ab|cd")
+    for key in range(5):
+        compiler.submit(key, grammar)
+    found = received(compiler, 5)
+    assert all(isinstance(matcher, Matcher) for matcher in found.values())
+    assert len({id(matcher) for matcher in found.values()}) == 5
+
+
+def test_a_grammar_whose_lexer_is_full_is_compiled_anew(tokenizer, compiler):
+    grammar = parse_grammar(Kind.REGEX, "[ab]a{100000000}")
+    compiler.submit(1, grammar)
+    [matcher] = received(compiler, 1).values()
+    allowed_ids(matcher)
+    assert matcher.take(tokenizer.encode("b", add_special_tokens=False))
+    matcher.forced()
+    while not matcher.error:
+        [token] = allowed_ids(matcher)
+        matcher.take([int(token)])
+    assert compiler.find(grammar) is None
+    compiler.submit(2, grammar)
+    assert allowed_ids(received(compiler, 1)[2]).size > 1
+
+
+def test_whoever_asks_hears_why_there_are_no_grammars():
+    def fail() -> VocabularyFacts:
+        raise InvalidRequestError("no tokenizer")
+
+    with closing(GrammarCompiler(fail)) as compiler:
+        for key in (7, 8):
+            compiler.submit(key, parse_grammar(Kind.REGEX, "a"))
+            assert str(received(compiler, 1)[key]) == "no tokenizer"
+
+
+def test_a_compiler_that_cannot_work_says_so():
+    def fail() -> VocabularyFacts:
+        raise ValueError("a broken tokenizer")
+
+    with closing(GrammarCompiler(fail)) as compiler:
+        compiler.submit(7, parse_grammar(Kind.REGEX, "a"))
+        with pytest.raises(ValueError, match="a broken tokenizer"):
+            received(compiler, 1)

@@ -166,7 +166,7 @@ def test_an_assistants_last_message_begins_the_answer_in_a_built_in_format() -> 
         ({"regex": "a", "response_format": {"type": "json_object"}}, "regex"),
         ({"guided_json": "{"}, "guided_json"),
         ({"guided_choice": []}, "guided_choice"),
-        ({"structured_outputs": {"grammar": "root ::= ("}}, "structured_outputs.grammar"),
+        ({"structured_outputs": {"structural_tag": "["}}, "structured_outputs.structural_tag"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs"),

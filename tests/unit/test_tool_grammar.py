@@ -13,7 +13,7 @@ import pytest
 from tokenizers import AddedToken
 
 from sgl.constrained.grammar import parse_grammar
-from sgl.constrained.matcher import CompiledGrammar, GrammarVocabulary
+from sgl.constrained.matcher import CompiledGrammar, GrammarVocabulary, VocabularyFacts
 from sgl.errors import InvalidRequestError
 from sgl.model_files import demo_model_path
 from sgl.protocol.answer_format import AnswerFormat, known_markers
@@ -65,8 +65,9 @@ class Model:
             fast.add_tokens([AddedToken(text, special=special)])
         self.vocab_size = fast.get_vocab_size()
         self.markers = known_markers(fast.token_to_id)
+        end_ids = tuple(sorted(self.tokenizer.eos_ids))
         self.vocabulary = GrammarVocabulary(
-            self.tokenizer.to_json(), self.vocab_size, self.tokenizer.eos_ids
+            VocabularyFacts(self.tokenizer.to_json(), self.vocab_size, end_ids)
         )
 
     def answers(self, form: str) -> AnswerFormat:
@@ -75,7 +76,7 @@ class Model:
     def draw(self, grammar: Grammar, seed: int, most: int = 60) -> str:
         """Draws among the allowed tokens; ends where it can after `most`."""
         rng = random.Random(seed)
-        matcher = CompiledGrammar(grammar, self.vocabulary).matcher()
+        matcher = CompiledGrammar.of(grammar, self.vocabulary).matcher()
         ids: list[int] = []
         words = np.zeros(matcher.num_words, np.uint32)
         while not matcher.has_ended and not (matcher.may_end and len(ids) >= most):
@@ -91,7 +92,7 @@ class Model:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
     def accepts(self, grammar: Grammar, text: str) -> bool:
-        matcher = CompiledGrammar(grammar, self.vocabulary).matcher()
+        matcher = CompiledGrammar.of(grammar, self.vocabulary).matcher()
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         return matcher.take(list(ids)) and matcher.may_end
 
@@ -243,7 +244,7 @@ def test_a_schema_that_cannot_be_kept_is_refused_when_it_is_compiled(model):
     use = tool_use(tools(f={"properties": {"a": {"type": "thing"}}}), "required", None)
     grammar = model.answers("hermes").grammar(use, None, Thinking.OVER)
     with pytest.raises(InvalidRequestError, match=r"^tools: ") as caught:
-        CompiledGrammar(grammar, model.vocabulary)
+        CompiledGrammar.of(grammar, model.vocabulary)
     assert caught.value.param == "tools"
     huge = tools(f={"properties": {"a": {"enum": ["x" * 1_000_000]}}})
     with pytest.raises(InvalidRequestError, match="at most 1000000"):

@@ -1,0 +1,235 @@
+"""Grammars made to hang, crash or slow down the server: each is answered, and streams go on."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from evil_grammars import EvilGrammar, evil_grammars
+from pipeline.conftest import STREAMS
+from pipeline.server import Server, Stream
+
+from sgl.constrained.grammar import parse_grammar
+from sgl.constrained.matcher import CompiledGrammar, GrammarVocabulary, VocabularyFacts
+from sgl.model_files import demo_model_path
+from sgl.sampling_params import GrammarKind
+from sgl.tokenizer import Tokenizer
+
+pytestmark = [pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(600)]
+
+ANSWERED_AFTER_S = 6.0
+MOST_TIMES_SLOWER = 2.0  # the 99th percentile of a stream's time between tokens
+NUM_CLIENTS = 8
+TAME = [rf"[a-z]{{3,9}} \d{{{number}}}" for number in range(1, 9)]
+BASE_S = 6.0
+EVIL = list(evil_grammars())
+
+Record = Callable[[str, object], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Of the server to one grammar."""
+
+    name: str
+    status: int
+    body: Any
+    took_s: float
+
+    def is_fine(self, refusals: tuple[int, ...] = (400,)) -> bool:
+        is_told = self.status == 200 or (self.status in refusals and self.says_why)
+        return is_told and self.took_s <= ANSWERED_AFTER_S
+
+    @property
+    def says_why(self) -> bool:
+        return len(self.body["error"]["message"].split()) >= 3
+
+    def __str__(self) -> str:
+        ids = self.body.get("output_ids", [])
+        said = f"{len(ids)} tokens" if self.status == 200 else self.body["error"]["message"]
+        return f"{self.took_s:6.2f} s  {self.status}  {self.name}: {said:.120}"
+
+
+class Neighbour:
+    """A stream that is begun anew when it ends, and the times between its tokens."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._is_over = threading.Event()
+        self._streams: list[Stream] = []
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Neighbour:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._is_over.is_set():
+            self._streams.append(Stream(self._server, prompt="Once upon a time", num_tokens=150))
+            self._streams[-1].join()
+
+    @property
+    def ends(self) -> set[str | None]:
+        return {stream.end for stream in self._streams}
+
+    @property
+    def gaps_s(self) -> list[float]:
+        return [
+            later - earlier
+            for stream in self._streams
+            for earlier, later in itertools.pairwise(stream.times_s)
+        ]
+
+    @property
+    def slow_s(self) -> float:
+        return float(np.percentile(self.gaps_s, 99))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    flags = ["--num-cpu-threads", "1", "--random-seed", "0"]
+    with Server(flags, tmp_path_factory.mktemp("evil")) as server:
+        ask_all(server, [("tame", body_of(GrammarKind.REGEX, "warm"))])
+        yield server
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> GrammarVocabulary:
+    tokenizer = Tokenizer.load(demo_model_path())
+    return GrammarVocabulary(
+        VocabularyFacts(tokenizer.to_json(), tokenizer.vocab_size, tuple(tokenizer.eos_ids))
+    )
+
+
+def body_of(kind: GrammarKind, source: Any) -> bytes:
+    sampling = {"max_new_tokens": 16, "temperature": 0, kind: source}
+    return json.dumps({"text": "An answer: ", "sampling_params": sampling}).encode()
+
+
+def ask(connection: http.client.HTTPConnection, name: str, body: bytes) -> Answer:
+    begun = time.monotonic()
+    connection.request("POST", "/generate", body, {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    answered = response.read()
+    return Answer(name, response.status, json.loads(answered), time.monotonic() - begun)
+
+
+def ask_all(server: Server, bodies: list[tuple[str, bytes]]) -> list[Answer]:
+    """One after the other, on one connection."""
+    connection = server.connection()
+    try:
+        return [ask(connection, name, body) for name, body in bodies]
+    finally:
+        connection.close()
+
+
+def ask_at_once(server: Server, clients: list[list[tuple[str, bytes]]]) -> list[Answer]:
+    answers: list[Answer] = []
+    threads = [
+        threading.Thread(target=lambda mine=mine: answers.extend(ask_all(server, mine)))
+        for mine in clients
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == sum(map(len, clients)), "a connection was dropped"
+    return answers
+
+
+def beside_a_stream(
+    server: Server, work: Callable[[], list[Answer]], least_s: float = 0.0
+) -> tuple[Neighbour, list[Answer]]:
+    """What comes of the work, repeated for some time, and of a stream meanwhile."""
+    answers = []
+    with Neighbour(server) as neighbour:
+        end = time.monotonic() + least_s
+        answers += work()
+        while time.monotonic() < end:
+            answers += work()
+    assert neighbour.ends == {"complete"}
+    return neighbour, answers
+
+
+def is_beginning(evil: EvilGrammar, answer: Answer, vocabulary: GrammarVocabulary) -> bool:
+    """Whether the answer can go on to match, or matches where it has ended."""
+    matcher = CompiledGrammar.of(parse_grammar(evil.kind, evil.source), vocabulary).matcher()
+    finish = answer.body["meta_info"]["finish_reason"]
+    ids = answer.body["output_ids"]
+    is_end_token = isinstance(finish.get("matched"), int)
+    if not matcher.take(ids[:-1] if is_end_token else ids):
+        return False
+    return finish["type"] == "length" or matcher.may_end
+
+
+def test_each_is_answered_and_a_stream_goes_on(
+    server: Server, vocabulary: GrammarVocabulary, is_full: bool, record_property: Record
+) -> None:
+    processes = server.pids()
+    evil = EVIL if is_full else EVIL[1::2] + EVIL[-1:]
+    assert len(evil) >= 40
+    tame = [("tame", body_of(GrammarKind.REGEX, regex)) for regex in TAME]
+    bodies = [(one.name, body_of(one.kind, one.source)) for one in evil]
+    before, _ = beside_a_stream(server, lambda: ask_all(server, tame), BASE_S)
+    during, answers = beside_a_stream(server, lambda: ask_all(server, bodies))
+    for answer in answers:
+        record_property(STREAMS, answer)
+    record_property(STREAMS, f"one by one: {compared(before, during)}")
+    faults = [str(answer) for answer in answers if not answer.is_fine()]
+    assert not faults, "\n".join(faults)
+    for one, answer in zip(evil, answers, strict=True):
+        if answer.status == 200:
+            assert is_beginning(one, answer, vocabulary), answer
+    assert during.slow_s <= MOST_TIMES_SLOWER * before.slow_s
+    check_serves_as_before(server, processes)
+
+
+def test_eight_clients_at_once_are_answered_and_a_stream_goes_on(
+    server: Server, is_full: bool, record_property: Record
+) -> None:
+    """A server that has too many at once may say so, with 503."""
+    processes = server.pids()
+    evil = EVIL if is_full else EVIL[::2]
+    tame = [[("tame", body_of(GrammarKind.REGEX, regex))] for regex in TAME]
+    bodies = [(one.name, body_of(one.kind, one.source)) for one in evil]
+    clients = [bodies[number::NUM_CLIENTS] for number in range(NUM_CLIENTS)]
+    before, _ = beside_a_stream(server, lambda: ask_at_once(server, tame), BASE_S)
+    during, answers = beside_a_stream(server, lambda: ask_at_once(server, clients))
+    record_property(STREAMS, f"from {NUM_CLIENTS} clients: {compared(before, during)}")
+    statuses = Counter(answer.status for answer in answers)
+    slowest = max(answers, key=lambda answer: answer.took_s)
+    record_property(STREAMS, f"statuses: {dict(statuses)}; the slowest: {slowest}")
+    faults = [str(answer) for answer in answers if not answer.is_fine((400, 503))]
+    assert not faults, "\n".join(faults)
+    assert during.slow_s <= MOST_TIMES_SLOWER * before.slow_s
+    check_serves_as_before(server, processes)
+
+
+def compared(before: Neighbour, during: Neighbour) -> str:
+    slow_ms, usual_ms = (1000 * one.slow_s for one in (during, before))
+    return (
+        f"99 % of {len(during.gaps_s)} tokens came within {slow_ms:.0f} ms, beside tame grammars "
+        f"{usual_ms:.0f} ms ({len(before.gaps_s)} tokens): {slow_ms / usual_ms:.2f} times as long"
+    )
+
+
+def check_serves_as_before(server: Server, processes: dict[str, int]) -> None:
+    [answer] = ask_all(server, [("tame", body_of(GrammarKind.REGEX, "(yes|no), [a-z]{5}"))])
+    assert re.fullmatch("(yes|no), [a-z]{5}", answer.body["text"])
+    assert server.pids() == processes
+    assert server.is_ready
+    assert "Traceback" not in server.log
