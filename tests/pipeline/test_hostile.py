@@ -21,6 +21,8 @@ PROMPTS = [f"{number} little pigs went to market and" for number in range(20)]
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("hostile")
     with Server(toy_flags(folder / "toy"), folder) as server:
+        wanted = {"text": "x", "sampling_params": {"regex": "a", "max_new_tokens": 1}}
+        assert server.post("/generate", wanted)[0] == 200  # starts the process that tries grammars
         yield server
 
 

@@ -12,6 +12,7 @@ from toy import toy_flags
 pytestmark = pytest.mark.alone
 
 GONE_AFTER_S = 3.0
+GRAMMAR = {"text": "x", "sampling_params": {"regex": "a", "max_new_tokens": 1}}
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT]
 CELLS = [
     (name, number)
@@ -33,6 +34,8 @@ def test_nothing_is_left_when_a_process_dies(
     if not is_full and (name, number) not in SAMPLE:
         pytest.skip("one of the sample; all with --full")
     with Server(toy_flags(tmp_path / "toy"), tmp_path) as server:
+        server.post("/generate", GRAMMAR)
+        assert "grammars" in server.pids()
         streams = start_streams(server, 4)
         server.signal(name, number)
         assert wait_until(lambda: not server.leftovers(), GONE_AFTER_S), server.leftovers()

@@ -101,7 +101,11 @@ def check_beside_free_requests(engine: sgl.Engine, requests: list[Fields]) -> st
     finished = [check(*pair) for pair in zip(requests, constrained, strict=True)]
     assert sum(finished) >= 0.8 * len(requests), "numbers and lists may go on for ever"
     assert [output["output_ids"] for output in outputs[len(requests) :]] == alone
-    return f"{sum(finished)} of {len(requests)} answers were finished, and all of these match"
+    num_schemas = len(requests) - len(REGEXES)
+    return (
+        f"{sum(finished[: len(REGEXES)])} of {len(REGEXES)} answers under a regex were finished, "
+        f"{sum(finished[len(REGEXES) :])} of {num_schemas} under a schema, and all of these match"
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

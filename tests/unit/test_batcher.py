@@ -488,6 +488,24 @@ def test_a_token_that_the_grammar_forbids_ends_the_request_alone():
     assert bench.outputs[2] == expected_output([4, 5], 5)
 
 
+@pytest.mark.parametrize("ends_with_token", [False, True])
+def test_a_grammar_that_meets_a_limit_ends_the_request_with_a_sentence(ends_with_token):
+    """Not as if the answer were whole: where nothing else is allowed, an end is sampled."""
+    bench = Bench()
+    matcher = FakeMatcher()
+    whole = masked_output([1, 2, 3], 3)
+    stops = {"stop_token_ids": (whole[2],)} if ends_with_token else {}
+    bench.ask(1, [1, 2, 3], 5, matcher=matcher, **stops)
+    bench.ask(2, [4, 5], 5)
+    while len(bench.outputs.get(1, [])) < 2:
+        bench.step()
+    matcher.error = "too many states"
+    bench.run_until_idle()
+    told = Finish("abort", message="the grammar cannot go on: too many states", status=400)
+    assert bench.finishes[1] == told
+    assert bench.outputs[2] == expected_output([4, 5], 5)
+
+
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("page_size", [1, 4])
 def test_each_prompt_gets_its_own_vector(page_size, depth):
