@@ -1,4 +1,7 @@
-"""Grammars made to hang, crash or slow down the server: each is answered, and streams go on."""
+"""Grammars made to hang, crash or slow down the server: each is answered, and streams go on.
+
+How fast, is recorded; with `--full`, on a machine that has nothing else to do, it is also asserted.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +51,7 @@ class Answer:
     took_s: float
 
     def is_fine(self, refusals: tuple[int, ...] = (400,)) -> bool:
-        is_told = self.status == 200 or (self.status in refusals and self.says_why)
-        return is_told and self.took_s <= ANSWERED_AFTER_S
+        return self.status == 200 or (self.status in refusals and self.says_why)
 
     @property
     def says_why(self) -> bool:
@@ -224,7 +226,9 @@ def test_each_is_answered_and_a_stream_goes_on(
     for one, answer in zip(evil, found.answers, strict=True):
         if answer.status == 200:
             assert is_beginning(one, answer, vocabulary), answer
-    assert found.times_slower <= MOST_TIMES_SLOWER
+    if is_full:
+        assert max(answer.took_s for answer in found.answers) <= ANSWERED_AFTER_S
+        assert found.times_slower <= MOST_TIMES_SLOWER
     check_serves_as_before(server, processes)
 
 
@@ -241,7 +245,9 @@ def test_eight_clients_at_once_are_answered_and_a_stream_goes_on(
     record_property(STREAMS, f"statuses: {dict(statuses)}; the slowest: {slowest}")
     faults = [str(answer) for answer in found.answers if not answer.is_fine((400, 503))]
     assert not faults, "\n".join(faults)
-    assert found.times_slower <= MOST_TIMES_SLOWER_AT_ONCE
+    if is_full:
+        assert slowest.took_s <= ANSWERED_AFTER_S
+        assert found.times_slower <= MOST_TIMES_SLOWER_AT_ONCE
     check_serves_as_before(server, processes)
 
 
