@@ -81,7 +81,7 @@ def test_hostile_requests_are_refused_and_disturb_nobody(server: Server) -> None
     assert not faults, "\n".join(faults)
     assert len(good.answers) >= len(PROMPTS)
     assert all(expected[prompt] == (end, ids) for prompt, end, ids in good.answers)
-    assert server.pids() == processes
+    assert processes.items() <= server.pids().items(), "only the one that tries grammars is new"
     assert server.is_ready
     assert "Traceback" not in server.log
 
