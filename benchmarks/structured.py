@@ -24,25 +24,10 @@ from typing import Any
 
 import sgl
 from benchmarks.offline import environment
+from benchmarks.workloads import CHARACTER
 
 NUM_IN, NUM_OUT = 64, 96
 ENDLESS = r"[a-z ,.]{10000}"  # never forced, never at its end
-CHARACTER = (
-    r"\{\n"
-    r'    "name": "[\w\d\s]{1,16}",\n'
-    r'    "house": "(Gryffindor|Slytherin|Ravenclaw|Hufflepuff)",\n'
-    r'    "blood status": "(Pure-blood|Half-blood|Muggle-born)",\n'
-    r'    "occupation": "(student|teacher|auror|ministry of magic|death eater)",\n'
-    r'    "wand": \{\n'
-    r'        "wood": "[\w\d\s]{1,16}",\n'
-    r'        "core": "[\w\d\s]{1,16}",\n'
-    r'        "length": [0-9]{1,2}\.[0-9]{0,2}\n'
-    r"    \},\n"
-    r'    "alive": "(Alive|Deceased)",\n'
-    r'    "patronus": "[\w\d\s]{1,16}",\n'
-    r'    "bogart": "[\w\d\s]{1,16}"\n'
-    r"\}"
-)
 Line = dict[str, Any]
 
 

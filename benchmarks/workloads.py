@@ -4,6 +4,8 @@ w1  1000 requests at once, 64 to 1024 tokens in, 32 to 512 out
 w2  64 groups of 16 requests: 1024 tokens shared in the group, 128 own, 64 out; shuffled
 w3  one request, 128 in, 256 out
 w4  64 requests at once, 128 in, 256 out
+
+CHARACTER is the JSON of a character in a novel, as a regular expression with much that is forced.
 """
 
 from __future__ import annotations
@@ -12,6 +14,22 @@ import random
 from dataclasses import dataclass
 
 IDS = (1000, 120_000)  # away from special tokens
+CHARACTER = (
+    r"\{\n"
+    r'    "name": "[\w\d\s]{1,16}",\n'
+    r'    "house": "(Gryffindor|Slytherin|Ravenclaw|Hufflepuff)",\n'
+    r'    "blood status": "(Pure-blood|Half-blood|Muggle-born)",\n'
+    r'    "occupation": "(student|teacher|auror|ministry of magic|death eater)",\n'
+    r'    "wand": \{\n'
+    r'        "wood": "[\w\d\s]{1,16}",\n'
+    r'        "core": "[\w\d\s]{1,16}",\n'
+    r'        "length": [0-9]{1,2}\.[0-9]{0,2}\n'
+    r"    \},\n"
+    r'    "alive": "(Alive|Deceased)",\n'
+    r'    "patronus": "[\w\d\s]{1,16}",\n'
+    r'    "bogart": "[\w\d\s]{1,16}"\n'
+    r"\}"
+)
 
 
 @dataclass(frozen=True)

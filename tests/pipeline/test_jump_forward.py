@@ -9,9 +9,9 @@ from typing import Any
 import jsonschema
 import orjson
 import pytest
-from pipeline.test_structured import CHARACTER
 
 import sgl
+from benchmarks.workloads import CHARACTER
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -18,28 +18,13 @@ from prompts import PROMPTS
 from schemas import SCHEMAS, validator_of
 
 import sgl
+from benchmarks.workloads import CHARACTER
 from sgl.errors import InvalidRequestError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 Fields = dict[str, Any]
 
-CHARACTER = (
-    r"\{\n"
-    r'    "name": "[\w\d\s]{1,16}",\n'
-    r'    "house": "(Gryffindor|Slytherin|Ravenclaw|Hufflepuff)",\n'
-    r'    "blood status": "(Pure-blood|Half-blood|Muggle-born)",\n'
-    r'    "occupation": "(student|teacher|auror|ministry of magic|death eater)",\n'
-    r'    "wand": \{\n'
-    r'        "wood": "[\w\d\s]{1,16}",\n'
-    r'        "core": "[\w\d\s]{1,16}",\n'
-    r'        "length": [0-9]{1,2}\.[0-9]{0,2}\n'
-    r"    \},\n"
-    r'    "alive": "(Alive|Deceased)",\n'
-    r'    "patronus": "[\w\d\s]{1,16}",\n'
-    r'    "bogart": "[\w\d\s]{1,16}"\n'
-    r"\}"
-)
 REGEXES = {
     "The IP address of the Google DNS servers is ": (
         r"((25[0-5]|2[0-4]\d|[01]?\d\d?).){3}(25[0-5]|2[0-4]\d|[01]?\d\d?)"
