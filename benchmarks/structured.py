@@ -100,12 +100,14 @@ CASES = {"throughput": throughput, "jump": jump}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("cases", nargs="*", choices=[*CASES, []], help="all if none is given")
+    parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; all if none is given")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--flags", type=json.loads, default={})
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if unknown := set(options.cases) - CASES.keys():
+        parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
     lines = [environment() | {"flags": options.flags}]
     print(json.dumps(lines[0]))
     for case in options.cases or CASES:
