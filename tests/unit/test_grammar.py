@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import select
+import signal
+import time
 from contextlib import closing
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -372,6 +376,28 @@ def test_what_hangs_in_the_compiler_is_refused_and_others_do_not_wait(compiler):
     took_long = [key for key, error in found.items() if isinstance(error, InvalidRequestError)]
     assert len(took_long) == 4
     assert all("to compile: make it smaller" in str(found[key]) for key in took_long)
+
+
+def state_and_title(pid: int) -> tuple[str, str]:
+    folder = Path(f"/proc/{pid}")
+    return (folder / "stat").read_text().rpartition(")")[2].split()[0], (
+        folder / "cmdline"
+    ).read_text()
+
+
+def test_when_the_process_of_the_trials_is_killed_there_is_another(compiler):
+    compiler.submit(1, parse_grammar(Kind.REGEX, "ab"))
+    received(compiler, 1)
+    children = Path(f"/proc/self/task/{compiler._thread.native_id}/children").read_text().split()
+    for pid in map(int, children):
+        assert "sgl::grammars" in state_and_title(pid)[1]
+        os.kill(pid, signal.SIGKILL)
+        while state_and_title(pid)[0] != "Z":
+            time.sleep(0.01)
+    assert children
+    for key in (2, 3):
+        compiler.submit(key, parse_grammar(Kind.REGEX, f"a{key}"))
+        assert isinstance(received(compiler, 1)[key], Matcher)
 
 
 def test_those_who_ask_for_one_grammar_at_once_share_it(compiler):
