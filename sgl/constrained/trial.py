@@ -1,11 +1,11 @@
-"""`python -m sgl.constrained.trial SOCKET FACTS PARENT`: a process that tries grammars out.
+"""`python -m sgl.constrained.trial SOCKET FACTS PARENT`: grammars are tried out here.
 
-    trials.py ── a grammar, a pipe ──▶ this process ── fork ──▶ translates and compiles it,
-        ▲                             has the vocabulary          says how that went, ends
-        └───────────────────────── the pipe ───────────────────────┘
+    trials.py ── a socket ──▶ this process ── fork ──▶ a tester: translates and compiles what comes
+        ▲                     has the vocabulary       over its socket, and says how that went
+        └────────────── grammars, outcomes ──────────────┘
 
-Whatever a grammar does to its compiler, it does to a process of its own: it may hang for a while,
-take memory up to a limit, or crash.
+Whatever a grammar does to its compiler, it does to a tester: it may hang for a while, take memory
+up to a limit, or crash. The next one is forked in milliseconds.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from sgl.errors import InvalidRequestError
 from sgl.processes import die_with_parent
 from sgl.sampling_params import Grammar
 
-LIMIT_S = 2.0  # of a core
+LIMIT_S = 2.0  # of a core, for one grammar
 PATIENCE_S = 3.0  # where others have the cores
 MAX_BYTES = 2**30  # more than before
 STACK_BYTES = 2**23  # less than the thread has that compiles what passes
 NICENESS = 5
-GREETING = 4  # bytes in front of the outcome: the pid of the process that tries
+NUMBER_BYTES = 8  # of the pid that a tester begins with, and of the length of an outcome
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
@@ -50,49 +50,44 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
 
 
 def main(socket_fd: int, facts_fd: int) -> None:
-    """Serve until the other end of the socket is closed."""
+    """Make testers until the other end of the socket is closed."""
     setproctitle("sgl::grammars")
     orders = socket.socket(fileno=socket_fd)
-    vocabulary, json_space = _read_vocabulary(facts_fd)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that try
+    facts = msgspec.msgpack.decode(_read_all(facts_fd), type=VocabularyFacts)
+    vocabulary = GrammarVocabulary(facts)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for testers
     while True:
-        message, fds, _, _ = socket.recv_fds(orders, 1, 2)
+        message, fds, _, _ = socket.recv_fds(orders, 1, 1)
         if not message:
             return
-        with suppress(OSError):  # no room for another process: its pipe is closed, which tells
+        with suppress(OSError):  # no room for another process: its socket is closed, which tells
             if os.fork() == 0:
-                _try_out(vocabulary, json_space, *fds)
-        for fd in fds:
-            os.close(fd)
+                _run_tester(orders, socket.socket(fileno=fds[0]), vocabulary)
+        os.close(fds[0])
 
 
-def _read_vocabulary(facts_fd: int) -> tuple[GrammarVocabulary, str]:
-    with os.fdopen(facts_fd, "rb") as file:
-        file.seek(0)
-        facts = msgspec.msgpack.decode(file.read(), type=VocabularyFacts)
-    return GrammarVocabulary(facts), facts.json_space
-
-
-def _try_out(
-    vocabulary: GrammarVocabulary, json_space: str, grammar_fd: int, pipe_fd: int
+def _run_tester(
+    orders: socket.socket, grammars: socket.socket, vocabulary: GrammarVocabulary
 ) -> NoReturn:
     """In a process of its own: never returns, whatever happens."""
     try:
+        orders.close()
+        setproctitle("sgl::grammar tester")
         _limit_this_process()
-        with os.fdopen(pipe_fd, "wb") as pipe, os.fdopen(grammar_fd, "rb") as file:
-            pipe.write(os.getpid().to_bytes(GREETING, "little"))
-            pipe.flush()
-            file.seek(0)
-            grammar = msgspec.msgpack.decode(file.read(), type=Grammar)
-            pipe.write(msgspec.msgpack.encode(_outcome(grammar, vocabulary, json_space)))
+        grammars.sendall(_number(os.getpid()))
+        while True:
+            message, fds, _, _ = socket.recv_fds(grammars, 1, 1)
+            if not message:
+                break
+            grammar = msgspec.msgpack.decode(_read_all(fds[0]), type=Grammar)
+            outcome = msgspec.msgpack.encode(_try_out(grammar, vocabulary))
+            grammars.sendall(_number(len(outcome)) + outcome)
     finally:
         os._exit(0)
 
 
 def _limit_this_process() -> None:
     die_with_parent(os.getppid())
-    signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
     os.nice(NICENESS)
     with open("/proc/self/statm") as file:
         held = int(file.read().split()[0]) * resource.getpagesize()
@@ -107,15 +102,30 @@ def _limit_this_process() -> None:
     os.dup2(nowhere, sys.stderr.fileno())  # the last words of a crash are nobody's concern
 
 
-def _outcome(grammar: Grammar, vocabulary: GrammarVocabulary, json_space: str) -> Outcome:
+def _try_out(grammar: Grammar, vocabulary: GrammarVocabulary) -> Outcome:
+    signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
     begun = time.process_time()
     text = problem = ""
     try:
-        text = translate(grammar, json_space)
+        text = translate(grammar, vocabulary.json_space)
         CompiledGrammar(grammar.kind, text, vocabulary)
     except InvalidRequestError as error:
         text, problem = "", str(error)
-    return Outcome(text, problem, time.process_time() - begun)
+    took_s = time.process_time() - begun
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return Outcome(text, problem, took_s)
+
+
+def _read_all(fd: int) -> bytes:
+    with os.fdopen(fd, "rb") as file:
+        file.seek(0)
+        return file.read()
+
+
+def _number(value: int) -> bytes:
+    return value.to_bytes(NUMBER_BYTES, "little")
 
 
 if __name__ == "__main__":

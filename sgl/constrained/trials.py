@@ -8,84 +8,56 @@ So one that compiles at once waits for others a moment at most, whatever these a
 
 from __future__ import annotations
 
-import os
 import select
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Self
-
-import msgspec
 
 from sgl.constrained.grammar import refused
 from sgl.constrained.matcher import VocabularyFacts
-from sgl.constrained.trial import GREETING, LIMIT_S, MAX_BYTES, NICENESS, Outcome
+from sgl.constrained.testers import Tester, TesterFactory
+from sgl.constrained.trial import LIMIT_S, MAX_BYTES, Outcome
 from sgl.errors import EngineError, InvalidRequestError, OverloadedError, RequestError
 from sgl.sampling_params import Grammar
 
 MAX_YOUNG = 4
 YOUNG_S = 0.2  # of a core
 MAX_OLD = 4
+MAX_IDLE = 2  # testers that are kept for what comes
+MAX_TRIALS = 100  # of one tester: then what it has not given back of its memory is
+LOOK_S = 0.1  # how often it is seen who got old
 
 Tried = Outcome | RequestError
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Trial:
     grammar: Grammar
-    pipe_fd: int
-    begun_s: float = 0.0  # 0: the process did not greet yet
+    tester: Tester
     is_old: bool = False
-    received: bytearray = field(default_factory=bytearray)
-
-    @property
-    def pid(self) -> int:
-        return int.from_bytes(self.received[:GREETING], "little")
-
-    @property
-    def used_s(self) -> float:
-        """Of a core."""
-        try:
-            words = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it has just ended
-            return 0.0
-        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
-
-    def grow_old(self) -> None:
-        """It gets what the young ones leave it of the cores."""
-        self.is_old = True
-        os.setpriority(os.PRIO_PROCESS, self.pid, 2 * NICENESS)
 
 
 class Trials:
-    """For one thread. The process that tries is started at once, and anew when it has ended.
+    """For one thread.
 
     wake_fd  `wait` returns early when it is readable
     """
 
     def __init__(self, facts: VocabularyFacts, wake_fd: int) -> None:
-        self._facts = facts
         self._wake_fd = wake_fd
+        self._factory = TesterFactory(facts)
         self._waiting: deque[Grammar] = deque()
         self._running: dict[int, _Trial] = {}  # by descriptor
-        self._process, self._orders = _start_process(facts)
+        self._idle: list[Tester] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for fd in self._running:
-            os.close(fd)
-        self._orders.close()
-        self._process.kill()
-        self._process.wait()
+        for tester in [*self._idle, *(trial.tester for trial in self._running.values())]:
+            tester.close()
+        self._factory.close()
 
     def add(self, grammar: Grammar) -> None:
         self._waiting.append(grammar)
@@ -94,108 +66,85 @@ class Trials:
         """Go on with what there is; what comes to an end meanwhile."""
         self._start_some()
         poller = select.poll()
-        poller.register(self._wake_fd, select.POLLIN)
-        for fd in self._running:
+        for fd in (self._wake_fd, *self._running):
             poller.register(fd, select.POLLIN)
-        patience_ms = YOUNG_S * 500 if self._running else None
-        ready = {fd for fd, _ in poller.poll(patience_ms)}
-        now_s = time.monotonic()
-        for fd in ready & self._running.keys():
-            trial = self._running[fd]
-            if self._receive(trial, now_s):
-                continue
-            yield trial.grammar, self._end(trial, now_s)
-        yield from self._refuse_some(now_s)
+        ready = poller.poll(LOOK_S * 1000 if self._running else None)
+        for fd, _ in ready:
+            if trial := self._running.get(fd):
+                yield from self._receive(trial)
+        yield from self._age()
 
     def _start_some(self) -> None:
         num_young = sum(not trial.is_old for trial in self._running.values())
         for _ in range(min(MAX_YOUNG - num_young, len(self._waiting))):
-            trial = self._start(self._waiting.popleft())
-            self._running[trial.pipe_fd] = trial
+            tester = self._idle_tester() or self._factory.make()
+            trial = _Trial(self._waiting.popleft(), tester)
+            tester.try_out(trial.grammar)
+            self._running[tester.fileno()] = trial
 
-    def _start(self, grammar: Grammar) -> _Trial:
-        if self._process.poll() is not None:
-            self._orders.close()
-            self._process, self._orders = _start_process(self._facts)
-        ours, theirs = os.pipe2(os.O_CLOEXEC)
-        grammar_fd = _memfd("sgl-grammar", msgspec.msgpack.encode(grammar))
-        with suppress(OSError):  # it has just ended: then nobody writes into the pipe
-            socket.send_fds(self._orders, [b"g"], [grammar_fd, theirs])
-        os.close(theirs)
-        os.close(grammar_fd)
-        return _Trial(grammar, ours)
+    def _idle_tester(self) -> Tester | None:
+        while self._idle:
+            tester = self._idle.pop()
+            if not tester.has_ended:
+                return tester
+            tester.close()
+        return None
 
-    def _receive(self, trial: _Trial, now_s: float) -> bool:
-        """Whether more may come."""
-        piece = os.read(trial.pipe_fd, 2**20)
-        trial.received += piece
-        trial.begun_s = trial.begun_s or now_s
-        return bool(piece)
+    def _receive(self, trial: _Trial) -> Iterator[tuple[Grammar, Tried]]:
+        tester = trial.tester
+        try:
+            outcome = tester.receive()
+        except EOFError:
+            del self._running[tester.fileno()]
+            tester.close()
+            yield trial.grammar, _last_words(trial)
+            return
+        if outcome is None:
+            return
+        del self._running[tester.fileno()]
+        if trial.is_old or tester.num_tried >= MAX_TRIALS or len(self._idle) >= MAX_IDLE:
+            tester.close()
+        else:
+            self._idle.append(tester)
+        is_fine = not outcome.problem
+        yield trial.grammar, outcome if is_fine else _problem(trial.grammar, outcome.problem)
 
-    def _end(self, trial: _Trial, now_s: float) -> Tried:
-        del self._running[trial.pipe_fd]
-        os.close(trial.pipe_fd)
-        if len(trial.received) < GREETING:
-            return EngineError("the grammar cannot be compiled: there is no process to do it in")
-        kind = trial.grammar.kind
-        if said := trial.received[GREETING:]:
-            outcome = msgspec.msgpack.decode(said, type=Outcome)
-            return InvalidRequestError(outcome.problem, param=kind) if outcome.problem else outcome
-        if now_s - trial.begun_s >= LIMIT_S * 0.9:
-            return refused(kind, f"it takes over {LIMIT_S:.0f} s to compile: make it smaller")
-        return refused(
-            kind,
-            f"it breaks the compiler, or needs over {MAX_BYTES >> 20} MB there: make it smaller, "
-            "or less deeply nested",
-        )
-
-    def _refuse_some(self, now_s: float) -> Iterator[tuple[Grammar, Tried]]:
-        """Those that get old where enough are. All of these live: their pipes are open."""
+    def _age(self) -> Iterator[tuple[Grammar, Tried]]:
+        """Those that get old go on behind the others, or end where enough of them do."""
         num_old = sum(trial.is_old for trial in self._running.values())
-        for trial in [*self._running.values()]:
-            if trial.is_old or not trial.begun_s or trial.used_s < YOUNG_S:
+        for fd, trial in [*self._running.items()]:
+            if trial.is_old or not trial.tester.pid or trial.tester.used_s < YOUNG_S:
                 continue
             if num_old < MAX_OLD:
                 num_old += 1
-                trial.grow_old()
+                trial.is_old = True
+                trial.tester.slow_down()
                 continue
-            os.kill(trial.pid, signal.SIGKILL)
-            self._end(trial, now_s)
-            yield (
-                trial.grammar,
-                OverloadedError(
-                    f"{trial.grammar.kind}: the server compiles {MAX_OLD} other grammars that take "
-                    f"over {YOUNG_S} s: try again"
-                ),
-            )
+            del self._running[fd]
+            trial.tester.kill()
+            yield trial.grammar, _too_many_old(trial.grammar)
 
 
-def _start_process(facts: VocabularyFacts) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """The process, and where to send it what it shall try."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    facts_fd = _memfd("sgl-vocabulary", msgspec.msgpack.encode(facts))
-    numbers = [str(number) for number in (theirs.fileno(), facts_fd, os.getpid())]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sgl.constrained.trial", *numbers],
-        pass_fds=[theirs.fileno(), facts_fd],
-        stdin=subprocess.DEVNULL,
-        env=_environment(),
+def _problem(grammar: Grammar, problem: str) -> RequestError:
+    return InvalidRequestError(problem, param=grammar.kind)
+
+
+def _last_words(trial: _Trial) -> RequestError:
+    """Of a tester that has ended over its grammar."""
+    kind, tester = trial.grammar.kind, trial.tester
+    if not tester.pid:
+        return EngineError("the grammar cannot be compiled: there is no process to try it out in")
+    if tester.waited_s >= LIMIT_S * 0.9:
+        return refused(kind, f"it takes over {LIMIT_S:.0f} s to compile: make it smaller")
+    return refused(
+        kind,
+        f"it breaks the compiler, or needs over {MAX_BYTES >> 20} MB there: make it smaller, or "
+        "less deeply nested",
     )
-    theirs.close()
-    os.close(facts_fd)
-    return process, ours
 
 
-def _environment() -> dict[str, str]:
-    """With this package in reach, and without threads that a fork would leave behind."""
-    folder = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
-    alone = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return os.environ | alone | {"PYTHONPATH": path}
-
-
-def _memfd(name: str, content: bytes) -> int:
-    fd = os.memfd_create(name, os.MFD_CLOEXEC)
-    with os.fdopen(os.dup(fd), "wb") as file:
-        file.write(content)
-    return fd
+def _too_many_old(grammar: Grammar) -> RequestError:
+    return OverloadedError(
+        f"{grammar.kind}: the server compiles {MAX_OLD} other grammars that take over {YOUNG_S} s: "
+        "try again"
+    )

@@ -163,6 +163,11 @@ class Server:
             for pid, title in found.items()
         }
 
+    def actors(self) -> dict[str, int]:
+        """The pids of those that live as long as the server."""
+        pids = self.pids()
+        return {name: pids[name] for name in ("supervisor", *ACTORS)}
+
     def signal(self, name: str, number: signal.Signals) -> None:
         os.kill(self.pids()[name], number)
 

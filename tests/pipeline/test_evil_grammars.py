@@ -214,7 +214,7 @@ def is_beginning(evil: EvilGrammar, answer: Answer, vocabulary: GrammarVocabular
 def test_each_is_answered_and_a_stream_goes_on(
     server: Server, vocabulary: GrammarVocabulary, is_full: bool, record_property: Record
 ) -> None:
-    processes = server.pids()
+    actors = server.actors()
     evil = EVIL if is_full else EVIL[1::2] + EVIL[-1:]
     assert len(evil) >= 40
     found = compare(server, TAME, named_bodies(evil), num_clients=1)
@@ -229,14 +229,14 @@ def test_each_is_answered_and_a_stream_goes_on(
     if is_full:
         assert max(answer.took_s for answer in found.answers) <= ANSWERED_AFTER_S
         assert found.times_slower <= MOST_TIMES_SLOWER
-    check_serves_as_before(server, processes)
+    check_serves_as_before(server, actors)
 
 
 def test_eight_clients_at_once_are_answered_and_a_stream_goes_on(
     server: Server, is_full: bool, record_property: Record
 ) -> None:
     """A server that has too many at once may say so, with 503."""
-    processes = server.pids()
+    actors = server.actors()
     evil = EVIL if is_full else EVIL[::3]
     found = compare(server, TAME, named_bodies(evil), num_clients=8)
     record_property(STREAMS, f"from 8 clients: {found}")
@@ -248,12 +248,12 @@ def test_eight_clients_at_once_are_answered_and_a_stream_goes_on(
     if is_full:
         assert slowest.took_s <= ANSWERED_AFTER_S
         assert found.times_slower <= MOST_TIMES_SLOWER_AT_ONCE
-    check_serves_as_before(server, processes)
+    check_serves_as_before(server, actors)
 
 
-def check_serves_as_before(server: Server, processes: dict[str, int]) -> None:
+def check_serves_as_before(server: Server, actors: dict[str, int]) -> None:
     [answer] = ask_all(server, [("tame", body_of(GrammarKind.REGEX, "(yes|no), [a-z]{5}"))])
     assert re.fullmatch("(yes|no), [a-z]{5}", answer.body["text"])
-    assert server.pids() == processes
+    assert server.actors() == actors
     assert server.is_ready
     assert "Traceback" not in server.log
