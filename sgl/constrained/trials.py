@@ -97,7 +97,10 @@ class Trials:
         except EOFError:
             del self._running[tester.fileno()]
             tester.close()
-            yield trial.grammar, _last_words(trial)
+            if tester.num_tried > 1 and not _took_long(tester):
+                self._waiting.appendleft(trial.grammar)  # it may have ended for another reason
+            else:
+                yield trial.grammar, _last_words(trial)
             return
         if outcome is None:
             return
@@ -134,13 +137,17 @@ def _last_words(trial: _Trial) -> RequestError:
     kind, tester = trial.grammar.kind, trial.tester
     if not tester.pid:
         return EngineError("the grammar cannot be compiled: there is no process to try it out in")
-    if tester.waited_s >= LIMIT_S * 0.9:
+    if _took_long(tester):
         return refused(kind, f"it takes over {LIMIT_S:.0f} s to compile: make it smaller")
     return refused(
         kind,
         f"it breaks the compiler, or needs over {MAX_BYTES >> 20} MB there: make it smaller, or "
         "less deeply nested",
     )
+
+
+def _took_long(tester: Tester) -> bool:
+    return tester.waited_s >= LIMIT_S * 0.9
 
 
 def _too_many_old(grammar: Grammar) -> RequestError:
