@@ -381,7 +381,7 @@ class Batcher:
             return NO_TOKENS_WANTED if is_end else None, b""
         if output in NOT_A_NUMBER:
             message = "the model's output is not a number"
-            return Finish("abort", message=message, status=500), b""
+            return request.limit_met or Finish("abort", message=message, status=500), b""
         if isinstance(output, bytes):
             return NO_TOKENS_WANTED, output
         return self._accept(request, output), b""

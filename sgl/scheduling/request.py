@@ -152,13 +152,20 @@ class Request:
             return min(last, max(self.next_logprob - 1, 0))
         return last
 
+    @property
+    def limit_met(self) -> Finish | None:
+        """The end of an answer whose grammar is too much work from here on."""
+        if self.matcher is None or not (why := self.matcher.error):
+            return None
+        return Finish("abort", message=f"the grammar cannot go on: {why}", status=400)
+
     def accept(self, token_id: int) -> Finish | None:
         """Record a sampled token; says whether and why it was the last one."""
         finish = self.append([token_id])
         if self.matcher is None:
             return finish
         if finish and finish.kind == "stop":
-            return _limit_met(self.matcher) or finish  # there, a mask allows nothing but an end
+            return self.limit_met or finish  # there, a mask allows nothing but an end
         ended = self._advance(self.matcher, token_id)
         was_cut = finish and not (ended and ended.kind == "stop")
         return finish if was_cut else ended
@@ -189,7 +196,7 @@ class Request:
     def _advance(self, matcher: Matcher, token_id: int) -> Finish | None:
         """Where nothing can follow, the answer ends without an end-of-sequence token."""
         is_taken = matcher.take([token_id])
-        if met := _limit_met(matcher):
+        if met := self.limit_met:
             return met
         if not is_taken:
             why = f"the grammar cannot go on: token {token_id} is not allowed"
@@ -199,10 +206,3 @@ class Request:
     def last_delta(self, finish: Finish) -> TokenDelta:
         """What is told of a request that ends without another token."""
         return TokenDelta(self.request_id, b"", finish, max(self.num_cached, 0))
-
-
-def _limit_met(matcher: Matcher) -> Finish | None:
-    """The end of an answer whose grammar is too much work from here on."""
-    if not (why := matcher.error):
-        return None
-    return Finish("abort", message=f"the grammar cannot go on: {why}", status=400)
