@@ -69,7 +69,7 @@ SAMPLING: dict[str, list[Any]] = {
     "n": [0, -1, 129, 10**9, "x", 1.5, HUGE],
     "regex": [5, {}, "x" * 1_000_001],
     "json_schema": ["{", [], 5, '{"a":' * 10_000],
-    "ebnf": ["root ::= 'a'"],
+    "ebnf": [5, {}, "x" * 1_000_001],
     "temprature": [1],
     "__class__": ["x"],
 }
@@ -139,7 +139,7 @@ OPENAI: dict[str, list[Any]] = {
     "stream_options": [5, {"include_usage": "x"}],
     "frequency_penalty": [3, "x"],
     "regex": [5, {}],
-    "ebnf": ["root ::= 'a'"],
+    "ebnf": [5, {}],
     "guided_json": ["{", 5, []],
     "lora_path": ["x"],
 }

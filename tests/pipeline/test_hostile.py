@@ -13,6 +13,8 @@ from hostile import HostileRequest, hostile_requests
 from pipeline.server import CLIENT_TIMEOUT_S, Server, Stream
 from toy import VOCAB_SIZE, toy_flags
 
+pytestmark = pytest.mark.alone
+
 ANSWERED_AFTER_S = 2.0
 PROMPTS = [f"{number} little pigs went to market and" for number in range(20)]
 
