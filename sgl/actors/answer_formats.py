@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-
 from sgl.actors.prompt_encoder import TextTokenizer
 from sgl.config import ServerConfig
 from sgl.protocol.answer_format import AnswerFormat, known_markers
 from sgl.protocol.openai_chat import Template
 from sgl.protocol.reasoning import REASONING_FORMATS
 from sgl.protocol.tool_formats import TOOL_FORMATS, ToolFormat, find_format
-
-logger = logging.getLogger(__name__)
 
 
 def answer_format(
@@ -37,9 +33,4 @@ def token_of(tokenizer: TextTokenizer, text: str) -> int | None:
 def _tool_format(name: str, tokenizer: TextTokenizer, template: str) -> ToolFormat | None:
     if name != "auto":
         return TOOL_FORMATS[name]
-    found = find_format(template, lambda text: token_of(tokenizer, text) is not None)
-    if found is None:
-        logger.info("Tool calls: the chat template has no known format, see --tool-call-parser")
-    else:
-        logger.info("Tool calls: %s, as the chat template has it", found.name)
-    return found
+    return find_format(template, lambda text: token_of(tokenizer, text) is not None)

@@ -91,6 +91,7 @@ class Ingress:
         self._has_template = model.chat_template is not None
         access = Access(config.api_key, config.admin_api_key, config.host)
         calls = OpenAiCalls(config, model)
+        self.tool_format = calls.answers.tools
         files = FileStore(config.file_folder, int(config.max_file_mb * 1e6))
         self._batches = Batches(
             files,
@@ -297,7 +298,9 @@ async def _run(context: Context) -> None:
     inbox.add(context.receiver("detokenizer->ingress", DetokenizerToIngress), front.receive)
     inbox.add(context.receiver("supervisor->ingress", SupervisorToIngress), ingress.receive)
     listener = listen(config.host, config.port)
-    context.ready(f"listening on {config.host}, port {config.port}")
+    form = ingress.tool_format
+    calls = f", tool calls as {form.name} has them" if form else ""
+    context.ready(f"listening on {config.host}, port {config.port}{calls}")
     await ingress.serve(listener)
     inbox.close()
 

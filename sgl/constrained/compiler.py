@@ -15,8 +15,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
+from contextlib import ExitStack, suppress
 from queue import SimpleQueue
 from typing import Self
 
@@ -114,19 +113,30 @@ class GrammarCompiler:
         os.close(self._submitted_fd)
 
     def _run(self) -> None:
-        """The thread that hands grammars on; whatever it cannot do, `receive` raises."""
+        """The thread that hands grammars on; what ends it, `receive` raises."""
         try:
-            facts = self._make_facts()
-            with Trials(facts, self._submitted_fd) as trials:
-                bench = partial(_Bench, GrammarVocabulary(facts), self._tell)
-                with bench() as quick, bench() as slow:
-                    self._hand_on(trials, quick, slow)
-        except RequestError as error:  # there are no facts
-            while grammar := self._submitted.get():
-                self._tell(grammar, error)
+            with ExitStack() as stack:
+                try:
+                    facts = self._make_facts()
+                    trials = stack.enter_context(Trials(facts, self._submitted_fd))
+                    vocabulary = GrammarVocabulary(facts)
+                except Exception as error:  # none with this tokenizer; all else is served
+                    self._refuse_all(error)
+                    return
+                quick, slow = (
+                    stack.enter_context(_Bench(vocabulary, self._tell)) for _ in range(2)
+                )
+                self._hand_on(trials, quick, slow)
         except Exception as error:
             self._failure = error
             os.eventfd_write(self._done_fd, 1)
+
+    def _refuse_all(self, error: Exception) -> None:
+        if not isinstance(error, RequestError):
+            logger.error("Grammars cannot be served", exc_info=error)
+            error = EngineError(f"grammars cannot be served: {error}")
+        while grammar := self._submitted.get():
+            self._tell(grammar, error)
 
     def _hand_on(self, trials: Trials, quick: _Bench, slow: _Bench) -> None:
         while True:

@@ -27,7 +27,7 @@ from sgl.constrained.matcher import (
     VocabularyFacts,
 )
 from sgl.constrained.regex import as_rust_reads_it
-from sgl.errors import InvalidRequestError, OverloadedError
+from sgl.errors import EngineError, InvalidRequestError, OverloadedError
 from sgl.model_files import demo_model_path
 from sgl.sampling_params import GrammarKind as Kind
 from sgl.tokenizer import Tokenizer
@@ -438,11 +438,11 @@ def test_whoever_asks_hears_why_there_are_no_grammars():
             assert str(received(compiler, 1)[key]) == "no tokenizer"
 
 
-def test_a_compiler_that_cannot_work_says_so():
-    def fail() -> VocabularyFacts:
-        raise ValueError("a broken tokenizer")
-
-    with closing(GrammarCompiler(fail)) as compiler:
-        compiler.submit(7, parse_grammar(Kind.REGEX, "a"))
-        with pytest.raises(ValueError, match="a broken tokenizer"):
-            received(compiler, 1)
+def test_a_tokenizer_that_cannot_have_grammars_fails_those_who_want_one(tokenizer):
+    facts = VocabularyFacts("{}", VOCAB_SIZE, tuple(tokenizer.eos_ids))
+    with closing(GrammarCompiler(lambda: facts)) as compiler:
+        for key in (7, 8):
+            compiler.submit(key, parse_grammar(Kind.REGEX, "a"))
+            error = received(compiler, 1)[key]
+            assert isinstance(error, EngineError)
+            assert "grammars cannot be served" in str(error)
