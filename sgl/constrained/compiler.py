@@ -229,4 +229,5 @@ def _reset(event_fd: int) -> None:
 
 
 def _weight(grammar: Grammar) -> int:
-    return max(len(grammar.text), LEAST_CHARS)
+    part = 0 if grammar.part is None else _weight(grammar.part)
+    return max(len(grammar.text), LEAST_CHARS) + part

@@ -8,8 +8,8 @@ The idea is that of the compressed finite state machine
 (https://lmsys.org/blog/2024-02-05-compressed-fsm), on a grammar of bytes. Across the seam on the
 right, a tail of the forced text that could be the beginning of a longer token is left to be
 sampled. On the left, the token that was sampled stays, unlike there: written anew together with
-what follows it, the text often begins with a token that the model finds far less likely, and every
-fourth greedy answer goes another way (docs/adr/0014).
+what follows it, the text often begins with a token that the model finds far less likely, and many
+greedy answers go another way (docs/adr/0014).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def jump(request: Request) -> Jump | None:
     finish = request.append(forced)
     num_taken = request.num_output - num_known
     request.plan_anew()
-    if matcher.has_ended and num_taken == len(forced) and (finish is None or not finish.matched):
-        finish = Finish("stop")
+    if matcher.has_ended and num_taken == len(forced) and not (finish and finish.kind == "stop"):
+        finish = Finish("stop")  # its own end: nothing was cut off
     return Jump(num_taken, finish)
 
 

@@ -18,9 +18,11 @@ from fake_worker import (
 from sgl.errors import PromptTooLongError
 from sgl.messages import Embed, Finish, Generate, LogprobOptions, StepResult, pack, unpack
 from sgl.sampling_params import SamplingParams
+from sgl.scheduling import jump_forward
 from sgl.scheduling.batcher import Batcher
 from sgl.scheduling.kv_store import KvStore
 from sgl.scheduling.limits import Limits
+from sgl.scheduling.request import Request
 
 LEFT = Finish("abort", message="left", status=499)
 
@@ -659,3 +661,14 @@ def test_a_request_that_leaves_in_a_jump_leaves_nothing_behind():
         bench.leave(1)
         bench.run_until_idle()
         bench.assert_empty()
+
+
+def test_a_stop_token_that_is_forced_is_named_even_if_it_is_token_0():
+    matcher = FakeMatcher(last=0, runs=23)
+    message = Generate(1, pack([1]), SamplingParams(max_new_tokens=20, stop_token_ids=(0,)))
+    options = {"arrival": 0, "seed": 0, "eos_ids": frozenset(), "max_total_len": 64}
+    request = Request.from_message(message, matcher=matcher, **options)
+    assert request.accept(24) is None
+    jumped = jump_forward.jump(request)
+    assert (jumped.num_tokens, jumped.finish) == (3, Finish("stop", matched=0))
+    assert list(request.token_ids) == [1, 24, 44, 47, 0]
