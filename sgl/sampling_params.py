@@ -241,3 +241,6 @@ def _as_list(value: Any) -> Any:
 def _refuse(name: str, wanted: str, got: object) -> InvalidRequestError:
     """`name` begins with the parameter's."""
     return InvalidRequestError(f"{name} must be {wanted}, got {got}", param=name.split()[0])
+
+
+NO_TOKENS = SamplingParams(max_new_tokens=0, temperature=0.0)

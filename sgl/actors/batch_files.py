@@ -78,10 +78,6 @@ class AnswerFile:
             self._file.close()
             self._file = None
 
-    @property
-    def has_answers(self) -> bool:
-        return self.path.exists() and self.path.stat().st_size > 0
-
 
 class BatchFiles:
     """What a batch has written; of several servers with one folder only one can hold its lock."""

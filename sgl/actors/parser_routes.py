@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -21,14 +21,15 @@ from sgl.protocol.body import convert, one_of, parse_fields
 from sgl.protocol.json_calls import HOLD_CHARS
 from sgl.protocol.reasoning import (
     REASONING_FORMATS,
-    ReasoningFormat,
     ReasoningParser,
     thinking_after,
 )
-from sgl.protocol.tool_formats import TOOL_FORMATS, ToolFormat
+from sgl.protocol.tool_formats import TOOL_FORMATS
 from sgl.protocol.tools import Tool, check_tools
 
 MAX_TEXT_CHARS = 100_000
+
+T = TypeVar("T")
 
 
 class CallsBody(msgspec.Struct, kw_only=True):
@@ -78,7 +79,14 @@ class ParserRoutes:
         body = convert(await self._fields(request), CallsBody)
         check_tools(body.tools)
         places = {tool.function.name: place for place, tool in enumerate(body.tools)}
-        parser = self._tool_format(body.tool_call_parser).make_parser(places, HOLD_CHARS)
+        form = _known(
+            "tool_call_parser",
+            body.tool_call_parser,
+            self._answers.tools,
+            TOOL_FORMATS,
+            TOOL_PARSER_SPELLINGS,
+        )
+        parser = form.make_parser(places, HOLD_CHARS)
         parts = _parts(AnswerReader(calls=parser), body.text)
         calls: list[dict[str, Any]] = []
         for part in parts:
@@ -92,7 +100,13 @@ class ParserRoutes:
 
     async def separate_reasoning(self, request: web.Request) -> web.StreamResponse:
         body = convert(await self._fields(request), ThoughtsBody)
-        form = self._reasoning_format(body.reasoning_parser)
+        form = _known(
+            "reasoning_parser",
+            body.reasoning_parser,
+            self._answers.reasoning,
+            REASONING_FORMATS,
+            REASONING_PARSER_SPELLINGS,
+        )
         parser = ReasoningParser(thinking_after("", form))
         parts = _parts(AnswerReader(thoughts=parser), body.text)
         thoughts = "".join(part.text for part in parts if isinstance(part, Thought))
@@ -101,25 +115,19 @@ class ParserRoutes:
     async def _fields(self, request: web.Request) -> dict[str, Any]:
         return parse_fields(await read_body(request, self._max_body_bytes))
 
-    def _tool_format(self, name: str | None) -> ToolFormat:
-        known = self._answers.tools
-        if name is not None:
-            known = TOOL_FORMATS.get(TOOL_PARSER_SPELLINGS.get(name, name))
-        if known is None:
-            raise _unknown("tool_call_parser", TOOL_FORMATS)
-        return known
 
-    def _reasoning_format(self, name: str | None) -> ReasoningFormat:
-        known = self._answers.reasoning
-        if name is not None:
-            known = REASONING_FORMATS.get(REASONING_PARSER_SPELLINGS.get(name, name))
-        if known is None:
-            raise _unknown("reasoning_parser", REASONING_FORMATS)
-        return known
-
-
-def _unknown(param: str, known: Iterable[str]) -> InvalidRequestError:
-    return InvalidRequestError(f"{param} must be one of {', '.join(known)}", param=param)
+def _known(
+    param: str,
+    name: str | None,
+    own: T | None,
+    formats: Mapping[str, T],
+    spellings: Mapping[str, str],
+) -> T:
+    """The format that a request names, or the server's own; raises InvalidRequestError."""
+    known = own if name is None else formats.get(spellings.get(name, name))
+    if known is None:
+        raise InvalidRequestError(f"{param} must be one of {', '.join(formats)}", param=param)
+    return known
 
 
 def _parts(reader: AnswerReader, text: str) -> list[Part]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -48,6 +48,38 @@ class TextParser(Protocol):
 
     def finish(self) -> list[Part]:
         """The text has ended: the rest."""
+
+
+class SteppedParser:
+    """Goes on over a growing text step by step.
+
+    A step looks at `_text`, what is not told yet, and tells parts; True: it has decided something,
+    so `_go_on`, which may be another one now, is to look again.
+    """
+
+    def __init__(self, first: Callable[[], bool]) -> None:
+        self._text = ""
+        self._parts: list[Part] = []
+        self._go_on = first
+        self._num_calls = 0
+
+    def feed(self, text: str) -> list[Part]:
+        self._text += text
+        while self._go_on():
+            pass
+        return self._take()
+
+    def _take(self) -> list[Part]:
+        parts, self._parts = joined(self._parts), []
+        return parts
+
+    def _tell_call(self, name: str) -> None:
+        self._parts.append(CallBegun(self._num_calls, name))
+        self._num_calls += 1
+
+    def _tell_arguments(self, text: str) -> None:
+        """Of the newest call."""
+        self._parts.append(Arguments(self._num_calls - 1, text))
 
 
 def joined(parts: Iterable[Part]) -> list[Part]:

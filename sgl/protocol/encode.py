@@ -13,7 +13,7 @@ from sgl.protocol.body import convert, parse_fields, refuse_unsupported
 from sgl.protocol.call import Answer, GenerationCall, Prompt, PromptCall
 from sgl.protocol.native import PromptBody, namespace_of, prompts_of, rids_of
 from sgl.protocol.native_reply import finish_reason
-from sgl.sampling_params import SamplingParams
+from sgl.sampling_params import NO_TOKENS
 
 NOT_YET = (
     "input_embeds",
@@ -23,7 +23,6 @@ NOT_YET = (
     "lora_path",
     "session_params",
 )
-NO_TOKENS = SamplingParams(max_new_tokens=0, temperature=0.0)
 
 
 class EncodeBody(PromptBody, kw_only=True):

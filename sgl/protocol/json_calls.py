@@ -13,18 +13,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from sgl.protocol.answer_parts import (
-    Arguments,
-    CallBegun,
-    Content,
-    Part,
-    held_len,
-    joined,
-    space_len,
-)
+from sgl.protocol.answer_parts import Content, Part, SteppedParser, held_len, space_len
 from sgl.protocol.bracket_span import JSON, BracketSpan, Outcome
 
 HOLD_CHARS = 1024  # of an object, until its arguments are told before they have ended
@@ -53,7 +45,7 @@ class JsonSyntax(NamedTuple):
     is_bare: bool = False
 
 
-class JsonCallParser:
+class JsonCallParser(SteppedParser):
     """Calls of the functions called `names`; a call of anything else is content.
 
     hold_chars   0 where a grammar makes sure that what looks like a call is one
@@ -62,24 +54,15 @@ class JsonCallParser:
     def __init__(
         self, syntax: JsonSyntax, names: Collection[str], hold_chars: int = HOLD_CHARS
     ) -> None:
+        super().__init__(self._begin if syntax.is_bare else self._outside)
         self._syntax = syntax
         self._names = names
         self._hold_chars = hold_chars
-        self._text = ""  # what is not told yet; while it may be a call, from its beginning on
-        self._at = 0  # where in it the object begins
+        self._at = 0  # where in the text, which begins with what may be a call, the object begins
         self._scanned = 0
         self._bracket = ""  # what must come before the object
         self._span = BracketSpan(JSON)
-        self._num_calls = 0
         self._drops_space = False  # behind a call
-        self._parts: list[Part] = []
-        self._go_on: Callable[[], bool] = self._begin if syntax.is_bare else self._outside
-
-    def feed(self, text: str) -> list[Part]:
-        self._text += text
-        while self._go_on():
-            pass
-        return self._take()
 
     def finish(self) -> list[Part]:
         rest = self._text
@@ -89,12 +72,6 @@ class JsonCallParser:
             self._tell(rest)
         self._text = ""
         return self._take()
-
-    def _take(self) -> list[Part]:
-        parts, self._parts = joined(self._parts), []
-        return parts
-
-    # Each step looks at the text; True: something was decided, so the next one may go on.
 
     def _begin(self) -> bool:
         at = space_len(self._text)
@@ -150,7 +127,7 @@ class JsonCallParser:
         elif outcome is Outcome.CLOSED:
             self._accept(at)
         elif head is not None and at == told_from:
-            self._tell_arguments(head)
+            self._begin_arguments(head)
         else:
             return False
         return True
@@ -167,11 +144,11 @@ class JsonCallParser:
             self._give_up(end)
             return
         self._tell_call(call.name)
-        self._parts.append(Arguments(self._num_calls - 1, call.arguments))
+        self._tell_arguments(call.arguments)
         self._text = self._text[end:]
         self._go_on = self._after
 
-    def _tell_arguments(self, head: re.Match[str]) -> None:
+    def _begin_arguments(self, head: re.Match[str]) -> None:
         self._tell_call(_decoded(head[1]))
         self._text = self._text[head.end() - 1 :]
         self._span = BracketSpan(JSON, "}")
@@ -179,7 +156,7 @@ class JsonCallParser:
 
     def _arguments(self) -> bool:
         outcome, at = self._span.scan(self._text, 0, floor=1)
-        self._parts.append(Arguments(self._num_calls - 1, self._text[:at]))
+        self._tell_arguments(self._text[:at])
         self._text = self._text[at:]
         self._scanned = 0
         self._go_on = {
@@ -232,10 +209,6 @@ class JsonCallParser:
         if text:
             self._parts.append(Content(text))
             self._drops_space = False
-
-    def _tell_call(self, name: str) -> None:
-        self._parts.append(CallBegun(self._num_calls, name))
-        self._num_calls += 1
 
 
 class Call(NamedTuple):

@@ -5,46 +5,31 @@ from __future__ import annotations
 import ast
 import json
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
-from sgl.protocol.answer_parts import Arguments, CallBegun, Content, Part, joined, space_len
+from sgl.protocol.answer_parts import Content, Part, SteppedParser, space_len
 from sgl.protocol.bracket_span import PYTHON, BracketSpan, Outcome
 
 JSON_NAMES = {"true": True, "false": False, "null": None}  # which models write among Python's
 
 
-class PythonicCallParser:
+class PythonicCallParser(SteppedParser):
     """Calls of the functions called `names`; each is told when its bracket has closed."""
 
     def __init__(self, names: Collection[str]) -> None:
+        super().__init__(self._begin)
         self._names = names
-        self._text = ""  # what is not told yet
-        self._at = 0  # where in it the call begins
+        self._at = 0  # where in the text the call begins
         self._scanned = 0
         self._name = ""
         self._span = BracketSpan(PYTHON)
-        self._num_calls = 0
         self._drops_space = False
-        self._parts: list[Part] = []
-        self._go_on: Callable[[], bool] = self._begin
-
-    def feed(self, text: str) -> list[Part]:
-        self._text += text
-        while self._go_on():
-            pass
-        return self._take()
 
     def finish(self) -> list[Part]:
         self._go_on = self._content
         self._content()
         return self._take()
-
-    def _take(self) -> list[Part]:
-        parts, self._parts = joined(self._parts), []
-        return parts
-
-    # Each step looks at the text; True: something was decided, so the next one may go on.
 
     def _begin(self) -> bool:
         at = space_len(self._text)
@@ -79,9 +64,8 @@ class PythonicCallParser:
         if arguments is None:
             self._go_on = self._content
             return True
-        self._parts.append(CallBegun(self._num_calls, self._name))
-        self._parts.append(Arguments(self._num_calls, arguments))
-        self._num_calls += 1
+        self._tell_call(self._name)
+        self._tell_arguments(arguments)
         self._text = self._text[end:]
         self._go_on = self._after
         return True

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from heapq import heappop, heappush
 
 import numpy as np
 
@@ -42,6 +41,7 @@ from sgl.scheduling.limits import Limits, PromptBudget
 from sgl.scheduling.planned_step import Part, Step
 from sgl.scheduling.policy import Policy, order
 from sgl.scheduling.request import Request
+from sgl.scheduling.rows import Rows, new_row
 
 NO_TOKENS_WANTED = Finish("length", length=0)
 NOT_A_NUMBER = (-1, b"")  # a token or a vector that a worker could not make
@@ -92,9 +92,7 @@ class Batcher:
         self.in_flight: deque[Step] = deque()
         self.totals = Totals()
         self.is_held = False
-        self._free_rows = list(range(limits.max_rows))
-        self._released_rows: list[int] = []
-        self._last_decode_rows = b""
+        self._rows = Rows(limits.max_rows)
         self._num_arrived = 0
 
     def add(self, message: Generate | Embed, matcher: Matcher | None = None) -> None:
@@ -140,9 +138,9 @@ class Batcher:
         step.find_masked()
         return StepPlan(
             step=step.number,
-            released=self._take_released(),
+            released=self._rows.released(),
             admitted=admitted,
-            decode_rows=self._decode_rows_if_changed(decodes),
+            decode_rows=self._rows.decoding(decodes),
             page_rows=b"" if len(growing) == len(decodes) else pack(one.row for one in growing),
             page_ids=page_ids,
             chunks=chunks,
@@ -205,8 +203,7 @@ class Batcher:
         """Assert that queues, rows and pages agree."""
         self.store.check(self.requests.values())
         assert len(self.requests) == len(self.waiting) + len(self.running)
-        rows = [request.row for request in self.running]
-        assert sorted(rows + self._free_rows) == list(range(self.limits.max_rows))
+        self._rows.check(self.running)
 
     def _request(self, message: Generate | Embed, matcher: Matcher | None) -> Request:
         if isinstance(message, Embed):
@@ -246,10 +243,10 @@ class Batcher:
         for request in begun:
             if budget.is_spent:
                 return
-            row = self._new_row(request) if request.has_stale_row else None
+            row = new_row(request) if request.has_stale_row else None
             if chunk := self._chunk(step, request, budget):
                 if row:
-                    self._renew_row(request, row, admitted)
+                    admitted.append(self._rows.renew(request, row))
                 yield chunk
         for request in self._candidates(budget):
             admitted.append(self._admit(request))
@@ -261,7 +258,7 @@ class Batcher:
 
     def _candidates(self, budget: PromptBudget) -> Iterator[Request]:
         """Waiting requests that may start now, in order; each is attached to its cached prefix."""
-        if budget.is_spent or not self.waiting or not self._free_rows:
+        if budget.is_spent or not self.waiting or not self._rows.has_free():
             return
         window = order(self.waiting, self.policy, self.store.cache, self.rng)
         self.admission.begin(self.running)
@@ -275,7 +272,7 @@ class Batcher:
                 break
             last_arrival = max(last_arrival, request.arrival)
             yield request
-            if not self._free_rows:
+            if not self._rows.has_free():
                 break
         for request in window:
             request.num_overtaken += request.row < 0 and request.arrival < last_arrival
@@ -283,33 +280,11 @@ class Batcher:
     def _admit(self, request: Request) -> NewRow:
         self.waiting.remove(request)
         self.running.append(request)
-        request.row = heappop(self._free_rows)
         request.is_prefilling = True
         if request.num_cached < 0:
             request.num_cached = request.num_in_tree
             self.totals.num_cached_tokens += request.num_in_tree
-        return self._new_row(request)
-
-    def _renew_row(self, request: Request, row: NewRow, admitted: list[NewRow]) -> None:
-        """Have the worker give the row of a request that jumped up, and take it again."""
-        self._released_rows.append(row.row)
-        admitted.append(row)
-        request.has_stale_row = False
-
-    def _new_row(self, request: Request) -> NewRow:
-        sampling = request.sampling
-        return NewRow(
-            row=request.row,
-            num_cached=request.num_planned,
-            pages=request.pages.tobytes(),
-            sampling=sampling,
-            seed=request.seed,
-            num_output=request.num_output,
-            eos_ids=pack(sorted(request.stop_ids)) if sampling.min_new_tokens else b"",
-            prompt_ids=self._prompt_bytes(request) if sampling.repetition_penalty != 1.0 else b"",
-            output_ids=self._output_bytes(request) if sampling.has_penalty else b"",
-            logprobs=request.logprobs,
-        )
+        return self._rows.take(request)
 
     def _chunk(self, step: Step, request: Request, budget: PromptBudget) -> Chunk | None:
         """As much of a request's prefill as budget and memory allow; None if that is nothing."""
@@ -423,7 +398,7 @@ class Batcher:
             candidates or self.running, key=lambda request: (request.num_output, -request.arrival)
         )
         self.running.remove(victim)
-        self._give_row(victim)
+        self._rows.give(victim)
         self.store.release(victim)
         victim.num_retractions += 1
         self.waiting.insert(0, victim)
@@ -439,36 +414,13 @@ class Batcher:
         del self.requests[request.request_id]
         if request.row >= 0:
             self.running.remove(request)
-            self._give_row(request)
+            self._rows.give(request)
         else:
             self.waiting.remove(request)
         self.store.release(request)
 
-    def _give_row(self, request: Request) -> None:
-        heappush(self._free_rows, request.row)
-        self._released_rows.append(request.row)
-        request.row = -1
-        request.is_prefilling = request.has_stale_row = False
-
-    def _take_released(self) -> bytes:
-        released, self._released_rows = self._released_rows, []
-        return pack(released)
-
-    def _decode_rows_if_changed(self, decodes: list[Request]) -> bytes | None:
-        rows = pack(request.row for request in decodes)
-        if rows == self._last_decode_rows:
-            return None
-        self._last_decode_rows = rows
-        return rows
-
     def _seed(self, seed: int | None) -> int:
         return self.rng.getrandbits(63) if seed is None else seed
-
-    def _prompt_bytes(self, request: Request) -> bytes:
-        return request.token_ids[: request.prompt_len].tobytes()
-
-    def _output_bytes(self, request: Request) -> bytes:
-        return request.token_ids[request.prompt_len :].tobytes()
 
 
 def _decode_parts(requests: list[Request]) -> list[Part]:

@@ -18,10 +18,8 @@ from sgl.messages import (
     TokenDelta,
     unpack,
 )
-from sgl.sampling_params import SamplingParams
+from sgl.sampling_params import NO_TOKENS, SamplingParams
 from sgl.scheduling.radix_cache import Node
-
-NO_TOKENS = SamplingParams(max_new_tokens=0, temperature=0.0)
 
 
 @dataclass(slots=True, eq=False)
