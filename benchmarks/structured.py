@@ -1,13 +1,16 @@
 """What answers under a grammar cost, beside free ones, and what jump-forward saves.
 
-    python -m benchmarks.structured [--batch 32] [--rounds 5] [--flags JSON] [--out FILE] [case …]
+    python -m benchmarks.structured [--batch 32] [--rounds 5] [--out FILE] [case …]
+    python -m benchmarks.structured --shape llama8b --output-len 256 --device "NVIDIA H200" \\
+        --flags '{"tokenizer_path": "…"}' throughput
 
     throughput  output tokens a second of a batch that is all constrained, by each of some grammars,
                 over one that is all free, without jump-forward; in rounds, taking turns
     jump        the character JSON of the tests for --batch prompts: steps and seconds with and
                 without jump-forward, and how many greedy answers are the same
 
-`--flags` are the engine's, such as '{"model_path": "…", "load_format": "dummy"}'.
+`--shape` runs dummy weights; grammars need a tokenizer, whose vocabulary may be smaller. `--flags`
+are the engine's.
 """
 
 from __future__ import annotations
@@ -20,13 +23,15 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import sgl
 from benchmarks.offline import environment
+from benchmarks.shapes import SHAPES, write_model
 from benchmarks.workloads import CHARACTER
 
-NUM_IN, NUM_OUT = 64, 96
+NUM_IN = 64
 ITEM = {
     "type": "object",
     "properties": {
@@ -52,13 +57,14 @@ def seconds_of(engine: sgl.Engine, prompts: list[list[int]], sampling: dict[str,
     return seconds
 
 
-def throughput(batch: int, rounds: int, flags: dict[str, Any]) -> Line:
+def throughput(options: argparse.Namespace) -> Line:
+    batch, num_out = options.batch, options.output_len
     rng = random.Random(0)
-    length = {"max_new_tokens": NUM_OUT, "ignore_eos": True, "temperature": 0}
+    length = {"max_new_tokens": num_out, "ignore_eos": True, "temperature": 0}
     ways = {"free": length} | {name: length | grammar for name, grammar in GRAMMARS.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    with sgl.Engine(disable_jump_forward=True, **flags) as engine:
-        for number in range(-1, rounds):  # one round is not counted: it compiles the grammars
+    with sgl.Engine(disable_jump_forward=True, **options.flags) as engine:
+        for number in range(-1, options.rounds):  # the first is not counted: it compiles grammars
             prompts = [rng.choices(range(1000, 40000), k=NUM_IN) for _ in range(batch)]
             for name in ways if number % 2 else reversed(ways):
                 while not engine.flush_cache():
@@ -71,7 +77,8 @@ def throughput(batch: int, rounds: int, flags: dict[str, Any]) -> Line:
     return {
         "case": "throughput",
         "batch": batch,
-        "tokens_per_s": {name: round(batch * NUM_OUT / s, 1) for name, s in medians.items()},
+        "output_len": num_out,
+        "tokens_per_s": {name: round(batch * num_out / s, 1) for name, s in medians.items()},
         "over_free": {
             name: round(medians["free"] / s, 3) for name, s in medians.items() if name != "free"
         },
@@ -79,17 +86,18 @@ def throughput(batch: int, rounds: int, flags: dict[str, Any]) -> Line:
     }
 
 
-def jump(batch: int, rounds: int, flags: dict[str, Any]) -> Line:
+def jump(options: argparse.Namespace) -> Line:
+    batch = options.batch
     prompts = [f"Character sheet number {number}:\n" for number in range(batch)]
     sampling = {"temperature": 0, "max_new_tokens": 256, "regex": CHARACTER}
     ways = {"jump": {}, "token by token": {"disable_jump_forward": True}}
     found: dict[str, Line] = {}
     texts: dict[str, list[str]] = {}
     for name, more in ways.items():
-        with sgl.Engine(random_seed=0, **flags, **more) as engine:
+        with sgl.Engine(random_seed=0, **options.flags, **more) as engine:
             engine.generate(prompts[0], sampling)
             seconds, steps = [], 0
-            for _ in range(rounds):
+            for _ in range(options.rounds):
                 while not engine.flush_cache():
                     time.sleep(0.01)
                 before, started = engine.get_server_info()["num_steps"], time.perf_counter()
@@ -118,16 +126,26 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", help=f"of {', '.join(CASES)}; all if none is given")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--flags", type=json.loads, default={})
+    parser.add_argument("--output-len", type=int, default=96, help="tokens, for throughput")
+    parser.add_argument("--flags", type=json.loads, default={}, help="JSON")
+    parser.add_argument("--shape", choices=SHAPES, help="dummy weights instead of the demo model")
+    parser.add_argument("--device", help="what it runs on, for the record")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if unknown := set(options.cases) - CASES.keys():
         parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
     lines = [environment() | {"flags": options.flags}]
-    print(json.dumps(lines[0]))
-    for case in options.cases or CASES:
-        lines.append(CASES[case](options.batch, options.rounds, options.flags))
-        print(json.dumps(lines[-1]), flush=True)
+    if options.device:
+        lines[0]["device"] = options.device
+    with TemporaryDirectory() as folder:
+        if options.shape:
+            lines[0]["model"] = options.shape
+            path = str(write_model(options.shape, Path(folder)))
+            options.flags |= {"model_path": path, "load_format": "dummy"}
+        print(json.dumps(lines[0]))
+        for case in options.cases or CASES:
+            lines.append(CASES[case](options))
+            print(json.dumps(lines[-1]), flush=True)
     if options.out:
         options.out.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
 

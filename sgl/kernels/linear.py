@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+MIN_ADDED_ROWS = 256  # from here on, adding in the product saves time
+
 
 def linear(
     x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, dtype: torch.dtype | None = None
@@ -28,6 +30,18 @@ def linear(
         if wanted == torch.float32 and bias_O is None:
             return torch.mm(x_TI, weight_OI.t(), out_dtype=torch.float32)
     return linear_reference(x_TI, weight_OI, bias_O, wanted)
+
+
+def can_add_linear(x_TI: Tensor, weight_OI: Tensor) -> bool:
+    """Whether `add_linear` is for these: products of many rows on a GPU, where it saves memory
+    traffic."""
+    is_16_bit = x_TI.dtype in (torch.float16, torch.bfloat16)
+    return x_TI.device.type == "cuda" and is_16_bit and len(x_TI) >= MIN_ADDED_ROWS
+
+
+def add_linear(stream_TO: Tensor, x_TI: Tensor, weight_OI: Tensor) -> None:
+    """stream += x @ weight.T, rounded once."""
+    stream_TO.addmm_(x_TI, weight_OI.t())
 
 
 def linear_reference(

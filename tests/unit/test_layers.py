@@ -15,6 +15,7 @@ from tiny_models import CPU, write_config
 from sgl.kernels.collectives import TensorParallel
 from sgl.kernels.rotary import rotate
 from sgl.models.config import ModelConfig, RopeConfig
+from sgl.models.layers import weight_format
 from sgl.models.layers.embedding import LMHead, VocabParallelEmbedding, vocab_piece
 from sgl.models.layers.linear import (
     ColumnParallelLinear,
@@ -185,3 +186,33 @@ def test_a_list_of_divisors_scales_each_angle():
     rope = RopeConfig(theta=100.0, scaling="divided", divisors=(1.0, 2.0))
     plain = rotary_frequencies(4, RopeConfig(theta=100.0))
     assert torch.equal(rotary_frequencies(4, rope), plain / torch.tensor([1.0, 2.0]))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_product_adds_to_the_stream_itself_only_where_it_is_the_whole_sum(
+    size, has_bias, monkeypatch
+):
+    monkeypatch.setattr(weight_format, "can_add_linear", lambda *_: True)
+    layer = RowParallelLinear(8, 6, placed(0, size), has_bias)
+    for parameter in layer.parameters():
+        parameter.data.normal_()
+    layer.finish_loading()
+    stream_TO, x_TI = torch.randn(3, 6), torch.randn(3, 8 // size)
+    before_TO = stream_TO.clone()
+    left_TO = layer.add_to(stream_TO, x_TI)
+    if size == 1 and not has_bias:
+        assert left_TO is None
+        torch.testing.assert_close(stream_TO, before_TO + layer(x_TI))
+    else:
+        assert torch.equal(stream_TO, before_TO)
+        assert torch.equal(left_TO, layer(x_TI))
+
+
+def test_what_is_in_the_stream_already_is_not_added_again():
+    norm = RMSNorm(8, 1e-5, placed())
+    norm.weight.data.normal_()
+    stream_TD = torch.randn(3, 8)
+    before_TD = stream_TD.clone()
+    assert torch.equal(norm.add(stream_TD, None), norm(before_TD))
+    assert torch.equal(stream_TD, before_TD)

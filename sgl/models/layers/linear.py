@@ -124,6 +124,14 @@ class RowParallelLinear(Linear):
         bias_O = self.bias if self.tp.rank == 0 else None  # the sum must hold it once
         return self.format.multiply(self.weights, x_TI, bias_O)
 
+    def add_to(self, stream_TO: Tensor, x_TI: Tensor) -> Tensor | None:
+        """Add the output to the residual stream and return None, where one kernel can do both; else
+        what is to be added, as `forward` gives it."""
+        is_alone = self.tp.size == 1 and self.bias is None
+        if is_alone and self.format.add_product(self.weights, x_TI, stream_TO):
+            return None
+        return self(x_TI)
+
 
 def _renewed(running: Tensor | None, new: Tensor) -> Tensor:
     """`new`, in the place of what runs; a packed tensor has no place that anybody could know."""

@@ -19,6 +19,11 @@ class RMSNorm(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         return rms_norm(x_TD, self.weight, self.eps)
 
-    def add(self, stream_TD: Tensor, delta_TD: Tensor) -> Tensor:
-        """Add every rank's `delta_TD` to the residual stream, in place; the norm of the sum."""
+    def add(self, stream_TD: Tensor, delta_TD: Tensor | None) -> Tensor:
+        """Add every rank's `delta_TD` to the residual stream, in place; the norm of the sum.
+
+        None: it is in the stream already.
+        """
+        if delta_TD is None:
+            return self(stream_TD)
         return self.tp.add_rms_norm(stream_TD, delta_TD, self.weight, self.eps)

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sgl.kernels.linear import linear
+from sgl.kernels.linear import add_linear, can_add_linear, linear
 from sgl.kernels.packed_linear import can_pack, pack, packed_linear, unpack
 from sgl.models.layers.weights import Piece, Placement, Weight
 
@@ -44,6 +44,10 @@ class WeightFormat(Protocol):
         """x @ weight.T + bias: [T, O], with what `finish` gave; in `dtype`, or that of `x_TI`."""
         ...
 
+    def add_product(self, weights: Mapping[str, Tensor], x_TI: Tensor, stream_TO: Tensor) -> bool:
+        """Add x @ weight.T to the stream in one kernel; False, and nothing, if that is slower."""
+        ...
+
 
 class PlainFormat:
     """One matrix, as it is in the checkpoint."""
@@ -72,6 +76,12 @@ class PlainFormat:
     ) -> Tensor:
         return linear(x_TI, weights["weight"], bias_O, dtype)
 
+    def add_product(self, weights: Mapping[str, Tensor], x_TI: Tensor, stream_TO: Tensor) -> bool:
+        if not can_add_linear(x_TI, weights["weight"]):
+            return False
+        add_linear(stream_TO, x_TI, weights["weight"])
+        return True
+
 
 class PackedFormat(PlainFormat):
     """One matrix, rearranged after loading for the CPU's matrix kernels."""
@@ -90,6 +100,9 @@ class PackedFormat(PlainFormat):
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         return packed_linear(x_TI, weights["packed"], bias_O).to(dtype or x_TI.dtype)
+
+    def add_product(self, weights: Mapping[str, Tensor], x_TI: Tensor, stream_TO: Tensor) -> bool:
+        return False
 
 
 def plain_format(device: torch.device, dtype: torch.dtype) -> WeightFormat:
