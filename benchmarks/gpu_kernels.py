@@ -14,14 +14,12 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from importlib.util import find_spec
 from itertools import product
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import triton
 
 from benchmarks.gpu_steps import copy_gbs
 from sgl.execution.attention.choice import make_backend
@@ -35,14 +33,11 @@ from sgl.kernels.step_tokens import best_tokens
 from sgl.kernels.triton_decode_attention import choose_tile, decode_attention, num_splits
 from sgl.kernels.triton_extend_attention import RunPlanner, extend_attention
 from sgl.kernels.triton_extend_attention import choose_tile as choose_extend_tile
-from sgl.kernels.triton_gated_linear import Tile, gated_linear
 from sgl.kernels.triton_gemv import gemv
 from sgl.kernels.triton_penalties import apply_penalties
 from sgl.kernels.triton_rms_norm import add_rms_norm, rms_norm
 from sgl.kernels.triton_sampling import sample_tokens
 from sgl.kernels.triton_silu_and_mul import silu_and_mul
-from sgl.kernels.triton_skinny_linear import Tile as SkinnyTile
-from sgl.kernels.triton_skinny_linear import skinny_linear
 from sgl.models.batch import AttentionSpec
 
 DEVICE = torch.device("cuda")
@@ -52,11 +47,6 @@ LINEARS = {
     "8b gate_up": (28672, 4096),
     "8b down": (4096, 14336),
     "8b head": (128256, 4096),
-    "8b/2 qkv": (3072, 4096),  # of two ranks
-    "8b/2 o": (4096, 2048),
-    "8b/2 gate_up": (14336, 4096),
-    "8b/2 down": (4096, 7168),
-    "8b/2 head": (64128, 4096),
     "1b qkv": (3072, 2048),
     "1b o": (2048, 2048),
     "1b gate_up": (16384, 2048),
@@ -376,73 +366,6 @@ def bench_gemm(gbs: float) -> Iterator[dict[str, object]]:
     torch.backends.cuda.preferred_blas_library("default")
 
 
-GATED_TILES = (
-    Tile(),
-    Tile(stages=4),
-    Tile(group=16),
-    Tile(block_t=256, block_f=64, stages=3),
-    Tile(block_t=64, block_f=128, warps=4, stages=4),
-    Tile(block_t=128, block_f=64, stages=4),
-)
-
-
-def bench_gated(_: float) -> Iterator[dict[str, object]]:
-    """A product and its gate in one kernel, against cuBLAS and a kernel for the gate.
-
-    The ways take turns, each for long enough that the device's power limit counts.
-    """
-    for M, (F, D) in product((896, 2048, 8192), ((14336, 4096), (8192, 2048))):
-        weights = [torch.randn(2 * F, D, device=DEVICE, dtype=torch.bfloat16) for _ in range(4)]
-        x = torch.randn(M, D, device=DEVICE, dtype=torch.bfloat16)
-        ways: dict[str, list[Callable[[], object]]] = {
-            "cublas": [lambda w=w: silu_and_mul(torch.mm(x, w.t())) for w in weights]
-        }
-        for tile in GATED_TILES:
-            ways[str(tuple(tile))] = [lambda w=w, t=tile: gated_linear(x, w, t) for w in weights]
-        found: dict[str, list[float]] = defaultdict(list)
-        num_replays = int(0.3 / (2 * 4 * M * 2 * F * D / 700e12))
-        for way, calls in list(ways.items()) * 3:
-            with suppress(triton.runtime.errors.OutOfResources):
-                found[way].append(microseconds(calls, num_replays))
-        for way, times in found.items():
-            us = statistics.median(times)
-            yield {"kernel": "gated", "rows": M, "shape": (F, D), "how": way, "us": us,
-                   "tflops": 4 * M * F * D / us / 1e6}  # fmt: skip
-        del weights
-        torch.cuda.empty_cache()
-
-
-def bench_skinny(gbs: float) -> Iterator[dict[str, object]]:
-    """A few rows: cuBLAS, and ours with several tiles and numbers of parts."""
-    for T, (name, (O, I)) in product((64, 16), LINEARS.items()):  # noqa: E741
-        weights = [
-            torch.randn(O, I, device=DEVICE, dtype=torch.bfloat16) for _ in range(turns(O * I * 2))
-        ]
-        x = torch.randn(T, I, device=DEVICE, dtype=torch.bfloat16)
-        floor = O * I * 2 / gbs / 1e3
-        us = microseconds([lambda w=w: F.linear(x, w) for w in weights])
-        found = []
-        for tile in (
-            SkinnyTile(),
-            SkinnyTile(stages=3),
-            SkinnyTile(128, 64, 4, 4),
-            SkinnyTile(128, 128, 4, 3),
-            SkinnyTile(128, 128, 8, 3),
-            SkinnyTile(64, 256, 4, 3),
-            SkinnyTile(64, 64, 4, 6),
-        ):
-            for num_parts in (1, 2, 4, 8):
-                if not 100 <= O / tile.block_o * num_parts <= 2000:
-                    continue
-                with suppress(triton.runtime.errors.OutOfResources):
-                    calls = [lambda w=w: skinny_linear(x, w, num_parts, tile) for w in weights]
-                    found.append((round(microseconds(calls, 7), 2), num_parts, tuple(tile)))
-        yield {"kernel": "skinny", "rows": T, "shape": name, "floor": floor, "cublas": us,
-               "best": sorted(found)[:5]}  # fmt: skip
-        del weights
-        torch.cuda.empty_cache()
-
-
 def bench_residual(_: float) -> Iterator[dict[str, object]]:
     """A product, its addition to the residual stream and the norm: in which kernel it is added.
 
@@ -472,8 +395,6 @@ def bench_residual(_: float) -> Iterator[dict[str, object]]:
 
 BENCHES = {
     "residual": bench_residual,
-    "skinny": bench_skinny,
-    "gated": bench_gated,
     "gemm": bench_gemm,
     "backends": bench_backends,
     "decode_tiles": bench_decode_tiles,
