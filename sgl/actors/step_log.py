@@ -38,7 +38,7 @@ class StepLog:
 
     def planned(self, plan: StepPlan, batcher: Batcher) -> None:
         """A plan is on its way to the workers."""
-        num_rows = len(batcher.in_flight[-1].parts)
+        num_rows = batcher.in_flight[-1].num_rows
         num_prefill = sum(len(chunk.token_ids) // 4 for chunk in plan.chunks)
         self._sent[plan.step] = (self._clock(), num_rows, num_prefill)
         if plan.chunks:

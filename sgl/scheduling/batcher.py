@@ -44,7 +44,7 @@ from sgl.scheduling.request import Request
 from sgl.scheduling.rows import Rows, new_row
 
 NO_TOKENS_WANTED = Finish("length", length=0)
-NOT_A_NUMBER = (-1, b"")  # a token or a vector that a worker could not make
+NOT_A_NUMBER = Finish("abort", message="the model's output is not a number", status=500)
 
 
 @dataclass(slots=True)
@@ -126,10 +126,10 @@ class Batcher:
             return None
         self.admission.relax()
         decodes, growing, page_ids = self._plan_decodes()
-        step = Step(self.totals.num_steps, _decode_parts(decodes))
+        step = Step(self.totals.num_steps, decodes)
         admitted: list[NewRow] = []
         chunks = list(self._plan_chunks(step, admitted, num_decodes=len(decodes)))
-        if not step.parts:
+        if not step.num_rows:
             # Prefills that were begun may hold all memory, so that none of them can go on.
             is_stuck = bool(self.running) and not self.in_flight
             return self.plan() if is_stuck and self._retract_one() else None
@@ -141,10 +141,10 @@ class Batcher:
             released=self._rows.released(),
             admitted=admitted,
             decode_rows=self._rows.decoding(decodes),
-            page_rows=b"" if len(growing) == len(decodes) else pack(one.row for one in growing),
+            page_rows=b"" if len(growing) == len(decodes) else pack([one.row for one in growing]),
             page_ids=page_ids,
             chunks=chunks,
-            masked=pack(index for index, _, _ in step.masked),
+            masked=pack([index for index, _, _ in step.masked]),
         )
 
     def due_masks(self) -> TokenMasks | None:
@@ -154,8 +154,8 @@ class Batcher:
         step = self.in_flight[0]
         masked, step.masked = step.masked, []
         words_MW = np.full((len(masked), masked[0][2].num_words), -1, np.int32)
-        for words_W, (_, part, matcher) in zip(words_MW, masked, strict=True):
-            if part.is_wanted:  # else the step is one too many, and anything will do
+        for words_W, (_, request, matcher) in zip(words_MW, masked, strict=True):
+            if step.wants(request):  # else the step is one too many, and anything will do
                 matcher.write_mask(words_W)
         return TokenMasks(step.number, words_MW.tobytes())
 
@@ -163,20 +163,16 @@ class Batcher:
         """Take the oldest planned step's result in; returns what its requests gained."""
         step = self.in_flight.popleft()
         assert step.number == result.step, f"result {result.step} came for step {step.number}"
+        deltas: list[TokenDelta] = []
         if result.error:
-            failed = unpack(result.failed) or range(len(step.parts))
-            deltas = self._fail([step.parts[index] for index in failed], result.error)
+            rows = step.rows()
+            failed = [rows[index] for index in unpack(result.failed)] or rows
+            deltas = self._fail(failed, result.error)
             if not result.failed:
                 return deltas
-        else:
-            deltas = []
         logprobs = {row.index: row for row in result.logprobs}
-        outputs: Iterator[int | bytes] = iter(result.vectors or unpack(result.token_ids))
-        for index, part in enumerate(step.parts):
-            output = next(outputs) if part.has_output else None
-            if part.is_wanted:
-                delta = self._commit_part(part, output, logprobs.get(index))
-                deltas += [delta] if delta else []
+        deltas += self._commit_decodes(step, result.token_ids, logprobs)
+        deltas += self._commit_prompts(step, result, logprobs)
         return deltas
 
     @property
@@ -221,7 +217,11 @@ class Batcher:
         """The requests that decode, those of them that get a page for it, and these pages."""
         size = self.store.page_size
         while True:
-            decodes = [request for request in self.running if request.can_decode]
+            decodes = [
+                request
+                for request in self.running  # what `can_decode` says
+                if not request.is_prefilling and request.num_sampled < request.max_new_tokens
+            ]
             needing = [one for one in decodes if one.num_planned >= len(one.pages) * size]
             if len(needing) <= self.store.num_available or not self._retract_one():
                 break
@@ -301,7 +301,7 @@ class Batcher:
         request.num_sampled += has_output and not request.wants_vector
         request.is_prefilling = not is_end
         self.totals.num_prefill_tokens += end - start
-        step.parts.append(Part.of(request, has_output=has_output, is_prefill=True))
+        step.prompts.append(Part(request, end, has_output))
         has_next = end < request.prompt_len
         return Chunk(
             row=request.row,
@@ -318,51 +318,67 @@ class Batcher:
         first = max(request.next_logprob - 1, start)
         return first if first < min(end, request.prompt_len - 1) else -1
 
-    def _commit_part(
-        self, part: Part, output: int | bytes | None, logprobs: RowLogprobs | None
-    ) -> TokenDelta | None:
-        request = part.request
-        if part.epoch == request.num_retractions:
-            request.num_computed = part.end
-        finish, vector = self._take(part, output)
-        new_ids = request.tell()
-        self.totals.num_output_tokens += len(new_ids) // 4
-        input_logprobs = logprobs.input if logprobs else None
-        if part.is_prefill and request.logprobs and request.next_logprob < request.prompt_len:
-            if request.next_logprob == 0:
-                input_logprobs = (input_logprobs or Logprobs()).after_unknown(request.logprobs)
-            request.next_logprob = min(part.end + 1, request.prompt_len)
-        if finish:
-            self._end(request, finish)
-        elif part.is_prefill and part.epoch == request.num_retractions and not request.num_jumps:
-            self.store.share(request)
-        if not (finish or new_ids or input_logprobs):
-            return None
-        return TokenDelta(
-            request.request_id,
-            new_ids,
-            finish,
-            max(request.num_cached, 0),
-            input_logprobs,
-            logprobs.output if logprobs else None,
-            vector,
+    def _commit_decodes(
+        self, step: Step, packed_ids: Int32Bytes, logprobs: dict[int, RowLogprobs]
+    ) -> list[TokenDelta]:
+        """Runs for every token of every request: most of them go the short way."""
+        deltas: list[TokenDelta] = []
+        for index, (request, token_id) in enumerate(zip(step.decodes, unpack(packed_ids))):  # noqa: B905, prompts' ids follow
+            if request.is_finished or request in step.skipped:
+                continue
+            if request not in step.emptied:
+                request.num_computed += 1
+            if logprobs or request.matcher is not None or token_id < 0:
+                finish = self._accept(request, token_id)
+                deltas += self._gained(request, finish, logprobs.get(index))
+            else:
+                finish = request.accept(token_id)
+                new_ids = packed_ids[4 * index : 4 * index + 4]
+                request.num_told += 1
+                self.totals.num_output_tokens += 1
+                deltas.append(TokenDelta(request.request_id, new_ids, finish, request.num_cached))
+            if finish:
+                self._end(request, finish)
+        return deltas
+
+    def _commit_prompts(
+        self, step: Step, result: StepResult, logprobs: dict[int, RowLogprobs]
+    ) -> list[TokenDelta]:
+        deltas: list[TokenDelta] = []
+        num_decodes = len(step.decodes)
+        outputs: Iterator[int | bytes] = iter(
+            result.vectors or unpack(result.token_ids)[num_decodes:]
         )
+        for index, part in enumerate(step.prompts, num_decodes):
+            request = part.request
+            output = next(outputs) if part.has_output else None
+            if not step.wants(request):
+                continue
+            if request not in step.emptied:
+                request.num_computed = part.end
+            finish, vector = self._take(part, output)
+            found = self._with_unknown(part, logprobs.get(index))
+            deltas += self._gained(request, finish, found, vector)
+            if finish:
+                self._end(request, finish)
+            elif request not in step.emptied and not request.has_jumped:
+                self.store.share(request)
+        return deltas
 
     def _take(self, part: Part, output: int | bytes | None) -> tuple[Finish | None, bytes]:
-        """Take in what the step made of a part; whether the request ends, and its vector."""
+        """Take in what the step made of a prompt; whether the request ends, and its vector."""
         request = part.request
         if output is None:
             is_end = request.max_new_tokens == 0 and part.end == request.prompt_len
             return NO_TOKENS_WANTED if is_end else None, b""
-        if output in NOT_A_NUMBER:
-            message = "the model's output is not a number"
-            return request.limit_met or Finish("abort", message=message, status=500), b""
         if isinstance(output, bytes):
-            return NO_TOKENS_WANTED, output
+            return (NO_TOKENS_WANTED if output else NOT_A_NUMBER), output
         return self._accept(request, output), b""
 
     def _accept(self, request: Request, token_id: int) -> Finish | None:
         """Take a sampled token, and what its grammar forces after it."""
+        if token_id < 0:
+            return request.limit_met or NOT_A_NUMBER
         finish = request.accept(token_id)
         if finish or not self.jumps_forward:
             return finish
@@ -370,17 +386,52 @@ class Batcher:
         jumped = jump_forward.jump(request)
         if jumped is None:
             return None
+        for step in self.in_flight:
+            step.skipped.add(request)
         self._count_jump(jumped.num_tokens, num_dropped)
         return jumped.finish
+
+    def _with_unknown(self, part: Part, logprobs: RowLogprobs | None) -> RowLogprobs | None:
+        """The log-probabilities of a part, with the prompt's first token, which has none."""
+        request = part.request
+        first = request.next_logprob
+        if request.logprobs is None or first >= request.prompt_len:
+            return logprobs
+        request.next_logprob = min(part.end + 1, request.prompt_len)
+        if first > 0:
+            return logprobs
+        known = logprobs or RowLogprobs(0)
+        unknown_first = (known.input or Logprobs()).after_unknown(request.logprobs)
+        return RowLogprobs(known.index, unknown_first, known.output)
+
+    def _gained(
+        self,
+        request: Request,
+        finish: Finish | None,
+        logprobs: RowLogprobs | None,
+        vector: bytes = b"",
+    ) -> list[TokenDelta]:
+        """What the client is to be told of a request now, if anything."""
+        new_ids = request.tell()
+        self.totals.num_output_tokens += len(new_ids) // 4
+        found = logprobs or RowLogprobs(0)
+        if not (finish or new_ids or found.input):
+            return []
+        num_cached = max(request.num_cached, 0)
+        return [
+            TokenDelta(
+                request.request_id, new_ids, finish, num_cached, found.input, found.output, vector
+            )
+        ]
 
     def _count_jump(self, num_tokens: int, num_dropped: int) -> None:
         self.totals.num_jumped_tokens += num_tokens
         self.totals.num_saved_passes += num_tokens - num_dropped
 
-    def _fail(self, parts: list[Part], error: str) -> list[TokenDelta]:
-        """These parts of a step left nothing: their requests end, the others never notice."""
+    def _fail(self, requests: list[Request], error: str) -> list[TokenDelta]:
+        """A step left nothing of these requests: they end, the others never notice."""
         finish = Finish("abort", message=error, status=500)
-        ids = [part.request.request_id for part in parts if not part.request.is_finished]
+        ids = [request.request_id for request in requests if not request.is_finished]
         return [delta for request_id in ids if (delta := self.end(request_id, finish))]
 
     def _retract_one(self) -> bool:
@@ -400,6 +451,8 @@ class Batcher:
         self.running.remove(victim)
         self._rows.give(victim)
         self.store.release(victim)
+        for step in self.in_flight:
+            step.emptied.add(victim)
         victim.num_retractions += 1
         self.waiting.insert(0, victim)
         self.totals.num_retractions += 1
@@ -421,7 +474,3 @@ class Batcher:
 
     def _seed(self, seed: int | None) -> int:
         return self.rng.getrandbits(63) if seed is None else seed
-
-
-def _decode_parts(requests: list[Request]) -> list[Part]:
-    return [Part.of(request, has_output=True, is_prefill=False) for request in requests]

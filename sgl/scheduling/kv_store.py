@@ -56,7 +56,6 @@ class KvStore:
             return array("i")
         pages = self._take(num_new)
         request.pages += pages
-        request.num_private_pages += num_new
         return pages
 
     def add_page_each(self, requests: Sequence[Request]) -> array[int]:
@@ -64,7 +63,6 @@ class KvStore:
         pages = self._take(len(requests))
         for request, page in zip(requests, pages, strict=True):
             request.pages.append(page)
-            request.num_private_pages += 1
         return pages
 
     def share(self, request: Request) -> None:
@@ -83,7 +81,6 @@ class KvStore:
         self.cache.pin(inserted.node)
         self.cache.unpin(request.node)
         request.node, request.num_in_tree = inserted.node, num_tokens
-        request.num_private_pages = len(request.pages) - num_pages
 
     def release(self, request: Request) -> None:
         """Take all pages of a request back; what it computed stays cached."""
@@ -110,7 +107,7 @@ class KvStore:
         """Assert the identity at the top, from what every owner says it has."""
         self.slots.check()
         self.cache.check()
-        private = sum(request.num_private_pages for request in requests)
+        private = sum(len(one.pages) - one.num_in_tree // self.page_size for one in requests)
         owned = self.slots.num_free + self.cache.num_evictable + self.cache.num_pinned + private
         assert owned == self.num_pages, f"{owned} pages are owned, there are {self.num_pages}"
 
@@ -121,5 +118,4 @@ class KvStore:
 
     def _forget(self, request: Request) -> None:
         request.node, request.pages = None, array("i")
-        request.num_in_tree = request.num_private_pages = 0
-        request.num_computed = request.num_planned = 0
+        request.num_in_tree = request.num_computed = request.num_planned = 0

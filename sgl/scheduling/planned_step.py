@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,53 +11,53 @@ from sgl.scheduling.request import Request
 
 
 class Part(NamedTuple):
-    """One request's share of a step: after it, KV of `end` tokens is there.
+    """A prompt's share of a step: after it, KV of `end` tokens is there.
 
-    epoch       num_retractions when planned; another one now means its KV is gone
-    num_jumps   of the request when planned; another number now means its token is not wanted
     has_output  whether the step makes a token of it, or the vector that it wants
     """
 
     request: Request
-    epoch: int
-    num_jumps: int
     end: int
     has_output: bool
-    is_prefill: bool
-
-    @classmethod
-    def of(cls, request: Request, *, has_output: bool, is_prefill: bool) -> Part:
-        """Of a request for which the step is counted as planned already."""
-        return cls(
-            request,
-            request.num_retractions,
-            request.num_jumps,
-            request.num_planned,
-            has_output,
-            is_prefill,
-        )
-
-    @property
-    def is_wanted(self) -> bool:
-        return self.num_jumps == self.request.num_jumps and not self.request.is_finished
 
 
 @dataclass(slots=True)
 class Step:
-    """A planned step whose result has not come yet; parts are in the order of the plan's rows.
+    """A planned step whose result has not come yet.
 
-    masked  which of the sampled tokens, counted as in the result, have masks that nobody was told
+    decodes  requests that get a token each, in the order of the plan's rows
+    prompts  in the order of the plan's chunks
+    masked   which of the sampled tokens, counted as in the result, have masks that nobody was told
+    emptied  requests that have lost their KV since the step was planned
+    skipped  requests that went another way since: what the step makes of them is not wanted
     """
 
     number: int
-    parts: list[Part] = field(default_factory=list)
-    masked: list[tuple[int, Part, Matcher]] = field(default_factory=list)
+    decodes: list[Request]
+    prompts: list[Part] = field(default_factory=list)
+    masked: list[tuple[int, Request, Matcher]] = field(default_factory=list)
+    emptied: set[Request] = field(default_factory=set)
+    skipped: set[Request] = field(default_factory=set)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.decodes) + len(self.prompts)
+
+    def rows(self) -> list[Request]:
+        """All that take part, in the order of the result's indices."""
+        return self.decodes + [part.request for part in self.prompts]
+
+    def wants(self, request: Request) -> bool:
+        return not (request.is_finished or request in self.skipped)
 
     def find_masked(self) -> None:
         """Once all parts are there."""
-        sampled = (part for part in self.parts if part.has_output)
         self.masked = [
-            (index, part, part.request.matcher)
-            for index, part in enumerate(sampled)
-            if part.request.matcher is not None
+            (index, request, request.matcher)
+            for index, request in enumerate(self._sampled())
+            if request.matcher is not None
         ]
+
+    def _sampled(self) -> Iterator[Request]:
+        yield from self.decodes
+        yield from (part.request for part in self.prompts if part.has_output)

@@ -50,7 +50,6 @@ class Request:
     pages: array[int] = field(default_factory=lambda: array("i"))
     node: Node | None = None
     num_in_tree: int = 0
-    num_private_pages: int = 0
     num_computed: int = 0
     num_planned: int = 0
     num_sampled: int = 0
@@ -63,7 +62,7 @@ class Request:
     num_retractions: int = 0
     next_logprob: int = 0  # first prompt position whose log-probability was not reported yet
     num_told: int = 0  # output tokens that the client was told of
-    num_jumps: int = 0  # tokens of steps planned before the last one are dropped
+    has_jumped: bool = False
     has_stale_row: bool = False  # the worker's row does not know of the last jump
 
     @classmethod
@@ -159,7 +158,12 @@ class Request:
 
     def accept(self, token_id: int) -> Finish | None:
         """Record a sampled token; says whether and why it was the last one."""
-        finish = self.append([token_id])
+        self.token_ids.append(token_id)
+        finish = None
+        if len(self.token_ids) - self.prompt_len >= self.max_new_tokens:
+            finish = Finish("length", length=self.max_new_tokens)
+        elif token_id in self.stop_ids:
+            finish = Finish("stop", matched=token_id)
         if self.matcher is None:
             return finish
         if finish and finish.kind == "stop":
@@ -182,7 +186,7 @@ class Request:
         """Forget what was planned of tokens that are not computed yet: they have changed."""
         self.num_planned = self.num_computed
         self.num_sampled = self.num_output
-        self.num_jumps += 1
+        self.has_jumped = True
         self.is_prefilling = self.has_stale_row = self.row >= 0
 
     def tell(self) -> Int32Bytes:

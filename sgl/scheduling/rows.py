@@ -16,7 +16,7 @@ class Rows:
         self._num_rows = num_rows
         self._free = list(range(num_rows))
         self._released: list[int] = []
-        self._last_decode_rows = b""
+        self._last_decodes: list[int] = []
 
     def has_free(self) -> bool:
         return bool(self._free)
@@ -44,11 +44,11 @@ class Rows:
 
     def decoding(self, decodes: Iterable[Request]) -> Int32Bytes | None:
         """The rows of the requests that decode; None where they are those of the last call."""
-        rows = pack(request.row for request in decodes)
-        if rows == self._last_decode_rows:
+        rows = [request.row for request in decodes]
+        if rows == self._last_decodes:
             return None
-        self._last_decode_rows = rows
-        return rows
+        self._last_decodes = rows
+        return pack(rows)
 
     def check(self, running: Iterable[Request]) -> None:
         """Assert that each row is free, or a running request's."""
