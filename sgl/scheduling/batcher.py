@@ -323,7 +323,9 @@ class Batcher:
     ) -> list[TokenDelta]:
         """Runs for every token of every request: most of them go the short way."""
         deltas: list[TokenDelta] = []
-        for index, (request, token_id) in enumerate(zip(step.decodes, unpack(packed_ids))):  # noqa: B905, prompts' ids follow
+        token_ids = unpack(packed_ids)
+        for index, request in enumerate(step.decodes):
+            token_id = token_ids[index]
             if request.is_finished or request in step.skipped:
                 continue
             if request not in step.emptied:
