@@ -223,7 +223,7 @@ class ServerConfig:
     min_prefill_tokens: int | None = flag(
         "prompt tokens of a step beside running streams, while few requests wait: few tokens let "
         "streams run on while a long prompt is computed, which takes more steps then",
-        default_text="on cuda 192, on the CPU --chunked-prefill-size",
+        default_text="on cuda 160, on the CPU --chunked-prefill-size",
         low=1,
     )
     page_size: int = flag("tokens of a page of the KV cache", default=1, low=1, high=1024)
@@ -391,7 +391,7 @@ class ServerConfig:
             max_running_requests=self.max_running_requests or (1024 if on_cuda else 32),
             max_step_tokens=min(step_tokens, self.max_prefill_tokens),
             min_prefill_tokens=self.min_prefill_tokens
-            or (192 if on_cuda else self.max_prefill_tokens),
+            or (160 if on_cuda else self.max_prefill_tokens),
             num_cpu_threads=self.num_cpu_threads or max(1, num_cores // self.tp_size),
         )
 

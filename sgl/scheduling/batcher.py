@@ -94,6 +94,7 @@ class Batcher:
         self.is_held = False
         self._rows = Rows(limits.max_rows)
         self._num_arrived = 0
+        self._num_constrained = 0  # of all requests
 
     def add(self, message: Generate | Embed, matcher: Matcher | None = None) -> None:
         """Queue a request; raises PromptTooLongError where it could never run."""
@@ -107,6 +108,7 @@ class Batcher:
             )
         request = self._request(message, matcher)
         self._num_arrived += 1
+        self._num_constrained += matcher is not None
         if self.jumps_forward:
             self._count_jump(jump_forward.begin(request), num_dropped=0)
         self.requests[request.request_id] = request
@@ -135,7 +137,8 @@ class Batcher:
             return self.plan() if is_stuck and self._retract_one() else None
         self.totals.num_steps += 1
         self.in_flight.append(step)
-        step.find_masked()
+        if self._num_constrained:
+            step.find_masked()
         return StepPlan(
             step=step.number,
             released=self._rows.released(),
@@ -219,10 +222,11 @@ class Batcher:
         while True:
             decodes = [
                 request
-                for request in self.running  # what `can_decode` says
+                for request in self.running
                 if not request.is_prefilling and request.num_sampled < request.max_new_tokens
             ]
-            needing = [one for one in decodes if one.num_planned >= len(one.pages) * size]
+            # a token in the last page's first place: a page each where they hold one token
+            needing = decodes if size == 1 else [r for r in decodes if r.num_planned % size == 0]
             if len(needing) <= self.store.num_available or not self._retract_one():
                 break
         if left_out := set(needing[self.store.num_available :]):
@@ -237,7 +241,9 @@ class Batcher:
 
     def _plan_chunks(self, step: Step, admitted: list[NewRow], num_decodes: int) -> Iterator[Chunk]:
         """Prefill in what is left beside the decodes: first what was begun, then new requests."""
-        begun = [request for request in self.running if request.is_prefilling]
+        begun: list[Request] = []
+        if num_decodes < len(self.running):
+            begun = [request for request in self.running if request.is_prefilling]
         begun.sort(key=lambda request: not request.has_stale_row)  # streams that jump: a few tokens
         budget = self.limits.prompt_budget(num_decodes, len(self.waiting) + len(begun))
         for request in begun:
@@ -323,24 +329,28 @@ class Batcher:
     ) -> list[TokenDelta]:
         """Runs for every token of every request: most of them go the short way."""
         deltas: list[TokenDelta] = []
-        token_ids = unpack(packed_ids)
-        for index, request in enumerate(step.decodes):
-            token_id = token_ids[index]
-            if request.is_finished or request in step.skipped:
+        skipped, emptied, num_plain = step.skipped, step.emptied, 0
+        bytes_of_ids = [packed_ids[start : start + 4] for start in range(0, len(packed_ids), 4)]
+        known = zip(step.decodes, unpack(packed_ids), bytes_of_ids, strict=False)  # prompts follow
+        for index, (request, token_id, new_ids) in enumerate(known):
+            if request.is_finished or (skipped and request in skipped):
                 continue
-            if request not in step.emptied:
+            if not (emptied and request in emptied):
                 request.num_computed += 1
             if logprobs or request.matcher is not None or token_id < 0:
                 finish = self._accept(request, token_id)
                 deltas += self._gained(request, finish, logprobs.get(index))
             else:
-                finish = request.accept(token_id)
-                new_ids = packed_ids[4 * index : 4 * index + 4]
+                ids = request.token_ids
+                ids.append(token_id)
+                is_last = len(ids) >= request.max_len or token_id in request.stop_ids
+                finish = request.end_at(token_id) if is_last else None
                 request.num_told += 1
-                self.totals.num_output_tokens += 1
+                num_plain += 1
                 deltas.append(TokenDelta(request.request_id, new_ids, finish, request.num_cached))
             if finish:
                 self._end(request, finish)
+        self.totals.num_output_tokens += num_plain
         return deltas
 
     def _commit_prompts(
@@ -466,6 +476,7 @@ class Batcher:
         is_aborted = finish.kind == "abort"
         self.totals.num_aborted += is_aborted
         self.totals.num_finished += not is_aborted
+        self._num_constrained -= request.matcher is not None
         del self.requests[request.request_id]
         if request.row >= 0:
             self.running.remove(request)

@@ -5,7 +5,7 @@ weights; some prompt tokens beside them cost next to nothing, many make it ten t
 where streams run, prompts get a share of each step: the larger the more streams there are, as new
 requests come more often then, and a multiple of it where several wait:
 
-    32 streams, 1 waits ──▶ 320 tokens a step      32 streams, 50 wait ──▶ 8,000
+    32 streams, 1 waits ──▶ 288 tokens a step      32 streams, 50 wait ──▶ 7,200
 """
 
 from __future__ import annotations

@@ -64,6 +64,10 @@ class Request:
     num_told: int = 0  # output tokens that the client was told of
     has_jumped: bool = False
     has_stale_row: bool = False  # the worker's row does not know of the last jump
+    max_len: int = field(init=False)  # of prompt and answer
+
+    def __post_init__(self) -> None:
+        self.max_len = self.prompt_len + self.max_new_tokens
 
     @classmethod
     def from_message(
@@ -132,10 +136,6 @@ class Request:
         return self.num_retractions >= 3
 
     @property
-    def can_decode(self) -> bool:
-        return not self.is_prefilling and self.num_sampled < self.max_new_tokens
-
-    @property
     def wants_output(self) -> bool:
         """Whether the step that ends its prompt makes anything: a token or a vector."""
         return self.wants_vector or self.max_new_tokens > 0
@@ -158,12 +158,7 @@ class Request:
 
     def accept(self, token_id: int) -> Finish | None:
         """Record a sampled token; says whether and why it was the last one."""
-        self.token_ids.append(token_id)
-        finish = None
-        if len(self.token_ids) - self.prompt_len >= self.max_new_tokens:
-            finish = Finish("length", length=self.max_new_tokens)
-        elif token_id in self.stop_ids:
-            finish = Finish("stop", matched=token_id)
+        finish = self.append([token_id])
         if self.matcher is None:
             return finish
         if finish and finish.kind == "stop":
@@ -176,10 +171,16 @@ class Request:
         """Record output tokens up to the last that is allowed, or that ends the answer."""
         for token_id in token_ids:
             self.token_ids.append(token_id)
-            if self.num_output >= self.max_new_tokens:
-                return Finish("length", length=self.max_new_tokens)
-            if token_id in self.stop_ids:
-                return Finish("stop", matched=token_id)
+            if finish := self.end_at(token_id):
+                return finish
+        return None
+
+    def end_at(self, token_id: int) -> Finish | None:
+        """Whether and why the token appended last ends the answer."""
+        if len(self.token_ids) >= self.max_len:
+            return Finish("length", length=self.max_new_tokens)
+        if token_id in self.stop_ids:
+            return Finish("stop", matched=token_id)
         return None
 
     def plan_anew(self) -> None:
