@@ -3,7 +3,8 @@
     python -m benchmarks.gpu_collectives [--ranks 2]
 
 Microseconds of one call among many recorded in a CUDA graph, for rows of 4096 bfloat16 numbers;
-both are checked against a sum in float64 first.
+both are checked against a sum in float64 first. Then ours is called millions of times: no rank may
+lose count of what it has exchanged, for then it waits for ever.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import torch
 import torch.distributed as dist
 
 from sgl.kernels.collectives import TensorParallel
+from sgl.kernels.peer_memory import MAX_WORD_ROWS
 
-HIDDEN, CALLS, REPLAYS = 4096, 32, 10
+HIDDEN, CALLS, REPLAYS, SOAK_CALLS = 4096, 32, 10, 50_000
 ROWS = (1, 8, 64, 256, 1024, 2048, 8192)
 
 
@@ -62,6 +64,21 @@ def check(tp: TensorParallel, device: torch.device) -> float:
     return worst
 
 
+def soak(tp: TensorParallel, device: torch.device) -> bool:
+    """Whether every row's count is that of its calls in the end, for few rows and for many."""
+    assert tp.peers is not None
+    is_right = True
+    weight_D = torch.ones(HIDDEN, device=device)
+    for T, counts_R in ((MAX_WORD_ROWS, tp.peers.word_counts_R), (300, tp.peers.counts_R)):
+        part_TD = torch.zeros(T, HIDDEN, device=device, dtype=torch.bfloat16)
+        stream_TD = torch.zeros_like(part_TD)
+        expected_R = counts_R[:T] + SOAK_CALLS
+        for _ in range(SOAK_CALLS):
+            tp.add_rms_norm(stream_TD, part_TD, weight_D, 1e-6)
+        is_right &= bool((counts_R[:T] == expected_R).all())
+    return is_right
+
+
 def rank_main(rank: int, size: int, folder: str) -> None:
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
@@ -85,6 +102,9 @@ def rank_main(rank: int, size: int, folder: str) -> None:
             line[name] = round(us, 2)
         if rank == 0:
             print(json.dumps(line), flush=True)
+    is_right = soak(ours, device)
+    if rank == 0:
+        print(json.dumps({"check": "counts after a soak", "ok": is_right}), flush=True)
     ours.leave()
 
 

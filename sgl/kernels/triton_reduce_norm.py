@@ -2,6 +2,7 @@
 
 Every program has one row: it writes its rank's part into the inboxes of the others, raises their
 flags, waits for its own, and adds the parts in the order of the ranks, so all get the same bits.
+A row's count is raised by one thread, behind a barrier: one that read it raised would wait for ever.
 
 Axes: T rows    D numbers of a row    W words of a row    N ranks    R rows an inbox has room for
 """
@@ -36,25 +37,27 @@ def _reduce_norm_kernel(
 ):
     if USE_PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0)
     d = tl.arange(0, BLOCK_D)
     is_real = d < D
     at = row.to(tl.int64) * D + d
+    weight_D = tl.load(weight + d, mask=is_real, other=0.0)
+    next_inbox = tl.load(inboxes + (RANK + 1) % N)
+    if USE_PDL:
+        tl.extra.cuda.gdc_wait()
     part = tl.load(delta + at, mask=is_real, other=0.0)
     count = tl.load(counts + row) + 1
-    tl.store(counts + row, count)
     first_inbox = (count % 2).to(tl.int64) * N * R * D + at
     number = tl.pointer_type(delta.dtype.element_ty)
-    for peer in tl.static_range(N):
-        if peer != RANK:
-            inbox = tl.load(inboxes + peer).to(number)
-            tl.store(inbox + first_inbox + RANK * R * D, part, mask=is_real)
+    for step in tl.static_range(1, N):
+        inbox = next_inbox if step == 1 else tl.load(inboxes + (RANK + step) % N)
+        tl.store(inbox.to(number) + first_inbox + RANK * R * D, part, mask=is_real)
     tl.debug_barrier()  # the whole row is written before one thread raises the flags
-    for peer in tl.static_range(N):
-        if peer != RANK:
-            flag = tl.load(flags + peer).to(tl.pointer_type(tl.int32)) + RANK * R + row
-            tl.atomic_xchg(flag, count, sem="release", scope="sys")
+    tl.store(counts + row, count)  # and every thread has read the count before one raises it
+    for step in tl.static_range(1, N):
+        flag = tl.load(flags + (RANK + step) % N).to(tl.pointer_type(tl.int32)) + RANK * R + row
+        tl.atomic_xchg(flag, count, sem="release", scope="sys")
+    x = tl.load(stream + at, mask=is_real, other=0.0)  # on its way while the others' parts are
     inbox = tl.load(inboxes + RANK).to(number)
     arrived = tl.load(flags + RANK).to(tl.pointer_type(tl.int32)) + row
     total = tl.zeros([BLOCK_D], tl.float32)
@@ -67,7 +70,7 @@ def _reduce_norm_kernel(
             tl.debug_barrier()
             source = inbox + first_inbox + peer * R * D
             total += tl.load(source, mask=is_real, other=0.0, cache_modifier=".cg").to(tl.float32)
-    _add_and_norm(stream, weight, out, total, at, d, eps, D)
+    _add_and_norm(stream, out, x, total, weight_D, at, is_real, eps, D)
 
 
 @triton.jit
@@ -88,23 +91,30 @@ def _reduce_norm_words_kernel(
     BLOCK_D: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
-    w = tl.arange(0, BLOCK_W)
-    is_word = w < W
-    row = tl.program_id(0)
-    mine = tl.load(words + RANK).to(tl.pointer_type(tl.int64))
     if USE_PDL:
         tl.extra.cuda.gdc_launch_dependents()
+    row = tl.program_id(0)
+    w = tl.arange(0, BLOCK_W)
+    is_word = w < W
+    d = tl.arange(0, BLOCK_D)
+    is_real = d < D
+    at_D = row.to(tl.int64) * D + d
+    weight_D = tl.load(weight + d, mask=is_real, other=0.0)
+    mine = tl.load(words + RANK).to(tl.pointer_type(tl.int64))
+    next_inbox = tl.load(words + (RANK + 1) % N)
+    if USE_PDL:
         tl.extra.cuda.gdc_wait()
     count = tl.load(counts + row) + 1
-    tl.store(counts + row, count)
     part = tl.load(delta + row.to(tl.int64) * W + w, mask=is_word, other=0)
     stamp = count.to(tl.int64) << 32
     at = ((count % 2).to(tl.int64) * N * R + row) * W + w
-    for peer in tl.static_range(N):
-        if peer != RANK:
-            inbox = tl.load(words + peer).to(tl.pointer_type(tl.int64))
-            stamped = stamp | (part.to(tl.int64) & 0xFFFFFFFF)
-            tl.store(inbox + RANK * R * W + at, stamped, mask=is_word)
+    stamped = stamp | (part.to(tl.int64) & 0xFFFFFFFF)
+    for step in tl.static_range(1, N):
+        inbox = next_inbox if step == 1 else tl.load(words + (RANK + step) % N)
+        tl.store(inbox.to(tl.pointer_type(tl.int64)) + RANK * R * W + at, stamped, mask=is_word)
+    x = tl.load(stream + at_D, mask=is_real, other=0.0)  # on its way while the others' parts are
+    tl.debug_barrier()  # every thread has read the count before one raises it
+    tl.store(counts + row, count)
     number: tl.constexpr = out.dtype.element_ty
     total = tl.zeros([BLOCK_D], tl.float32)
     for peer in tl.static_range(N):
@@ -116,8 +126,7 @@ def _reduce_norm_words_kernel(
             while tl.min(word >> 32, axis=0) != count:
                 word = tl.load(source, mask=is_word, other=stamp, volatile=True)
             total += _numbers(word.to(tl.int32), number)
-    d = tl.arange(0, BLOCK_D)
-    _add_and_norm(stream, weight, out, total, row.to(tl.int64) * D + d, d, eps, D)
+    _add_and_norm(stream, out, x, total, weight_D, at_D, is_real, eps, D)
 
 
 @triton.jit
@@ -133,15 +142,12 @@ def _numbers(word, number: tl.constexpr):
 
 
 @triton.jit
-def _add_and_norm(stream, weight, out, total, at, d, eps, D: tl.constexpr):
-    is_real = d < D
-    w = tl.load(weight + d, mask=is_real, other=0.0)
-    x = tl.load(stream + at, mask=is_real, other=0.0)
+def _add_and_norm(stream, out, x, total, weight_D, at, is_real, eps, D: tl.constexpr):
     x = (x.to(tl.float32) + total).to(x.dtype)
     tl.store(stream + at, x, mask=is_real)
     y = x.to(tl.float32)
     scale = tl.rsqrt(tl.sum(y * y, axis=0) / D + eps)
-    tl.store(out + at, (y * scale * w).to(out.dtype.element_ty), mask=is_real)
+    tl.store(out + at, (y * scale * weight_D).to(out.dtype.element_ty), mask=is_real)
 
 
 def reduce_rms_norm(
