@@ -2,7 +2,8 @@
 
 Every program has one row: it writes its rank's part into the inboxes of the others, raises their
 flags, waits for its own, and adds the parts in the order of the ranks, so all get the same bits.
-A row's count is raised by one thread, behind a barrier: one that read it raised would wait for ever.
+A row's count is raised by one thread, behind a barrier: another would wait for ever if it read it
+raised.
 
 Axes: T rows    D numbers of a row    W words of a row    N ranks    R rows an inbox has room for
 """
