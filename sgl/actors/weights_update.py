@@ -35,7 +35,7 @@ class WeightsUpdate:
             return Reply(message.call_id, ok=False, text=text)
         logger.info("Weights update: waiting for %d requests to end", self._batcher.num_begun)
         self._wanted = message
-        self._batcher.is_held = True
+        self._batcher.queues.is_held = True
         return None
 
     def due(self) -> UpdateWeights | None:
@@ -52,4 +52,4 @@ class WeightsUpdate:
         if reply.ok:
             self._batcher.store.flush()  # no request that waits holds a page
         self._wanted, self._is_sent = None, False
-        self._batcher.is_held = False
+        self._batcher.queues.is_held = False
