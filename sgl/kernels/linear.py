@@ -33,14 +33,13 @@ def linear(
 
 
 def can_add_linear(x_TI: Tensor, weight_OI: Tensor) -> bool:
-    """Whether `add_linear` is for these: products of many rows on a GPU, where it saves memory
-    traffic."""
+    """Whether `add_linear` is faster than a product and a norm that adds it: many rows on a GPU."""
     is_16_bit = x_TI.dtype in (torch.float16, torch.bfloat16)
     return x_TI.device.type == "cuda" and is_16_bit and len(x_TI) >= MIN_ADDED_ROWS
 
 
 def add_linear(stream_TO: Tensor, x_TI: Tensor, weight_OI: Tensor) -> None:
-    """stream += x @ weight.T, rounded once."""
+    """stream += x @ weight.T"""
     stream_TO.addmm_(x_TI, weight_OI.t())
 
 
