@@ -1,6 +1,6 @@
 """Our kernels one by one: microseconds, and share of the copy bandwidth or TFLOP/s.
 
-    python -m benchmarks.gpu_kernels [gemv gemm decode extend small backends sampling penalties]
+    python -m benchmarks.gpu_kernels [gemv gemm residual decode extend small backends …]
 
 Inputs take turns so that none is in the L2 cache; calls are recorded in a CUDA graph, so launches
 cost what they cost in a step.

@@ -150,7 +150,7 @@ def main() -> None:
         if options.shape:
             lines[0]["model"] = options.shape
             path = str(write_model(options.shape, Path(folder)))
-            options.flags |= {"model_path": path, "load_format": "dummy"}
+            options.flags = options.flags | {"model_path": path, "load_format": "dummy"}
         print(json.dumps(lines[0]))
         for case in options.cases or CASES:
             lines.append(CASES[case](options))

@@ -32,7 +32,7 @@ def linear(
     return linear_reference(x_TI, weight_OI, bias_O, wanted)
 
 
-def can_add_linear(x_TI: Tensor, weight_OI: Tensor) -> bool:
+def can_add_linear(x_TI: Tensor) -> bool:
     """Whether `add_linear` is faster than a product and a norm that adds it: many rows on a GPU."""
     is_16_bit = x_TI.dtype in (torch.float16, torch.bfloat16)
     return x_TI.device.type == "cuda" and is_16_bit and len(x_TI) >= MIN_ADDED_ROWS

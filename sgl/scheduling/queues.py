@@ -107,3 +107,6 @@ class Queues:
         self.store.check(self.requests.values())
         assert len(self.requests) == len(self.waiting) + len(self.running)
         self.rows.check(self.running)
+        for request in self.running:  # a decode looks for its page no further than at the length
+            if not request.is_prefilling:
+                assert len(request.pages) == self.store.pages_for(request.num_planned)

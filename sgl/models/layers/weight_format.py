@@ -77,7 +77,7 @@ class PlainFormat:
         return linear(x_TI, weights["weight"], bias_O, dtype)
 
     def add_product(self, weights: Mapping[str, Tensor], x_TI: Tensor, stream_TO: Tensor) -> bool:
-        if not can_add_linear(x_TI, weights["weight"]):
+        if not can_add_linear(x_TI):
             return False
         add_linear(stream_TO, x_TI, weights["weight"])
         return True
