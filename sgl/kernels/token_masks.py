@@ -29,13 +29,16 @@ def apply_token_masks(logits_BV: Tensor, rows_M: Tensor, masks_MW: Tensor) -> No
 
 
 def apply_token_masks_reference(logits_BV: Tensor, rows_M: Tensor, masks_MW: Tensor) -> None:
-    # Bytes are looked up and minima taken: on a CPU a tenth of the time that bits and a fill take
+    # Bytes are looked up and minima taken: on a CPU a tenth of the time that bits and a fill take.
+    # Answers under one grammar often have the same mask.
     bounds = _bounds(logits_BV.dtype, logits_BV.device)
-    bytes_X = masks_MW.view(torch.uint8).flatten().int()
-    bounds_MV = bounds.index_select(0, bytes_X).view(len(masks_MW), 32 * masks_MW.shape[1])
-    bounds_MV = bounds_MV[:, : logits_BV.shape[1]]
-    for row, bounds_V in zip(rows_M.tolist(), bounds_MV, strict=True):
-        torch.minimum(logits_BV[row], bounds_V, out=logits_BV[row])
+    found: dict[bytes, Tensor] = {}
+    for row, mask_W in zip(rows_M.tolist(), masks_MW, strict=True):
+        key = mask_W.cpu().numpy().tobytes()
+        if key not in found:
+            bounds_V = bounds.index_select(0, mask_W.view(torch.uint8).int()).flatten()
+            found[key] = bounds_V[: logits_BV.shape[1]]
+        torch.minimum(logits_BV[row], found[key], out=logits_BV[row])
 
 
 @cache

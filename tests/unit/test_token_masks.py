@@ -37,3 +37,12 @@ def test_what_is_not_allowed_gets_no_probability(rows, vocab_size):
     assert torch.equal(reference, wanted)
     triton_token_masks.apply_token_masks(got, rows_M.to(DEVICE), words.to(DEVICE))
     assert torch.equal(got.cpu(), wanted)
+
+
+def test_answers_in_the_same_place_of_a_grammar_have_the_same_mask():
+    bits, words = make_masks(2, 100)
+    logits = torch.randn(4, 100)
+    which = torch.tensor([0, 1, 0, 0])
+    wanted = logits.masked_fill(~bits[which], float("-inf"))
+    apply_token_masks_reference(logits, torch.arange(4, dtype=torch.int32), words[which])
+    assert torch.equal(logits, wanted)
