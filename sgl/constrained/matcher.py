@@ -125,8 +125,11 @@ class Matcher:
         """Go on by tokens; False, and nothing changes, where one is not allowed."""
         begun = thread_time()
         wanted = list(ids)
-        is_allowed = self._matcher.validate_tokens(wanted) == len(wanted)
-        is_taken = is_allowed and self._matcher.consume_tokens(wanted)
+        if len(wanted) == 1:
+            is_taken = self._matcher.try_consume_tokens(wanted) == 1
+        else:
+            is_allowed = self._matcher.validate_tokens(wanted) == len(wanted)
+            is_taken = is_allowed and self._matcher.consume_tokens(wanted)
         self._left_s += ALLOWED_S_A_TOKEN * len(wanted)
         self._count(begun)
         return is_taken

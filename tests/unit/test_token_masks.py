@@ -13,20 +13,23 @@ from sgl.kernels.token_masks import apply_token_masks_reference
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
 
-def make_masks(num_masks: int, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random bits, and the same as words."""
+def make_masks(
+    num_masks: int, vocab_size: int, share: float = 0.5
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random bits, of which a share is set, and the same as words."""
     generator = torch.Generator().manual_seed(0)
     num_words = -(-vocab_size // 32)
-    bits = torch.rand(num_masks, num_words * 32, generator=generator) < 0.5
+    bits = torch.rand(num_masks, num_words * 32, generator=generator) < share
     powers = torch.tensor([1 << bit for bit in range(32)])
     words = (bits.view(num_masks, num_words, 32) * powers).sum(-1)
     return bits[:, :vocab_size], words.where(words < 2**31, words - 2**32).int()
 
 
-@pytest.mark.parametrize("vocab_size", [5, 32, 100, 4099])
+@pytest.mark.parametrize("vocab_size", [5, 32, 100, 4099, 40_001])
 @pytest.mark.parametrize("rows", [[0], [3, 1], []])
-def test_what_is_not_allowed_gets_no_probability(rows, vocab_size):
-    bits, words = make_masks(len(rows), vocab_size)
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99, 1.0])
+def test_what_is_not_allowed_gets_no_probability(rows, vocab_size, share):
+    bits, words = make_masks(len(rows), vocab_size, share)
     logits = torch.randn(4, vocab_size)
     wanted, got = logits.clone(), logits.clone().to(DEVICE)
     for row, allowed in zip(rows, bits, strict=True):
