@@ -10,11 +10,87 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sgl.engine import Engine
+    from sgl.lang.api import (
+        assistant,
+        assistant_begin,
+        assistant_end,
+        gen,
+        gen_int,
+        gen_string,
+        image,
+        select,
+        system,
+        system_begin,
+        system_end,
+        user,
+        user_begin,
+        user_end,
+        video,
+    )
+    from sgl.lang.backends.runtime_endpoint import RuntimeEndpoint
+    from sgl.lang.choices import (
+        greedy_token_selection,
+        token_length_normalized,
+        unconditional_likelihood_normalized,
+    )
+    from sgl.lang.defaults import (
+        flush_cache,
+        get_server_info,
+        global_config,
+        set_default_backend,
+    )
+    from sgl.lang.program import function
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "__version__"]
+__all__ = [
+    "Engine",
+    "RuntimeEndpoint",
+    "__version__",
+    "assistant",
+    "assistant_begin",
+    "assistant_end",
+    "flush_cache",
+    "function",
+    "gen",
+    "gen_int",
+    "gen_string",
+    "get_server_info",
+    "global_config",
+    "greedy_token_selection",
+    "image",
+    "select",
+    "set_default_backend",
+    "system",
+    "system_begin",
+    "system_end",
+    "token_length_normalized",
+    "unconditional_likelihood_normalized",
+    "user",
+    "user_begin",
+    "user_end",
+    "video",
+]
 
-_HOMES = {"Engine": "sgl.engine"}
+_NAMES = {
+    "sgl.engine": ("Engine",),
+    "sgl.lang.api": (
+        *("gen", "gen_int", "gen_string", "select", "image", "video"),
+        *("system", "user", "assistant"),
+        *("system_begin", "user_begin", "assistant_begin"),
+        *("system_end", "user_end", "assistant_end"),
+    ),
+    "sgl.lang.backends.runtime_endpoint": ("RuntimeEndpoint",),
+    "sgl.lang.choices": (
+        "greedy_token_selection",
+        "token_length_normalized",
+        "unconditional_likelihood_normalized",
+    ),
+    "sgl.lang.defaults": (
+        *("flush_cache", "get_server_info", "global_config", "set_default_backend"),
+    ),
+    "sgl.lang.program": ("function",),
+}
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

@@ -24,12 +24,13 @@ import msgspec
 import orjson
 
 from sgl.actors.channel import Inbox, Receiver, Sender, TickSender
+from sgl.actors.chat_format import format_of, load_template
 from sgl.actors.front import Front, FrontOptions
 from sgl.actors.group import ActorGroup
 from sgl.actors.questions import told
 from sgl.actors.served_weights import ServedWeights
 from sgl.config import ServerConfig
-from sgl.errors import ActorDiedError, EngineError
+from sgl.errors import ActorDiedError, EngineError, InvalidRequestError
 from sgl.messages import DetokenizerToIngress, IngressToScheduler
 from sgl.models.config import ModelConfig
 from sgl.protocol.administration import WeightRequest, WeightsRequest
@@ -179,6 +180,27 @@ class Engine:
     def close_session(self, session_id: str) -> None:
         """Forget a session; nothing happens if it is not open."""
         self._submit(_call(lambda: self._front.sessions.close(session_id))).result()
+
+    def tokenize(
+        self, prompt: str | Sequence[str], add_special_tokens: bool = True
+    ) -> list[int] | list[list[int]]:
+        """Token ids of a text, or of each; raises InvalidRequestError without a tokenizer."""
+        if self._tokenizer is None:
+            raise InvalidRequestError("this engine runs without a tokenizer: give input_ids")
+        if isinstance(prompt, str):
+            return self._tokenizer.encode(prompt, add_special_tokens).tolist()
+        return [self._tokenizer.encode(one, add_special_tokens).tolist() for one in prompt]
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Where the model comes from and how it writes conversations, as /get_model_info says."""
+        template = load_template(self._config.chat_template, self._tokenizer)
+        return {
+            "model_path": self._weights.path,
+            "tokenizer_path": self._group.paths["tokenizer"],
+            "is_generation": not self._front.is_pooled,
+            "keeps_tokens": self._tokenizer is not None and not self._front.is_pooled,
+            "chat_format": format_of(template, self._tokenizer),
+        }
 
     def get_server_info(self) -> dict[str, Any]:
         """The settings, and the scheduler's numbers at this moment."""

@@ -10,6 +10,10 @@ SglError
     AbortedError              somebody aborted it by its rid                   499
     OverloadedError           the waiting queue is full, or we are stopping    503
     EngineError               the request failed inside the engine             500
+  ProgramError            of the language
+    UnknownVariableError      a program has no such variable; also a KeyError
+    ProgramAbortedError       it was ended before it was done
+    BackendError              what answers the program failed, or refused
   ConfigError             the operator can mend it   -> one paragraph on stderr, exit code 2
   ActorDiedError          we must mend it            -> traceback, the whole server stops
 """
@@ -99,3 +103,22 @@ class ConfigError(SglError):
 
 class ActorDiedError(SglError):
     """A process of the engine ended unexpectedly."""
+
+
+class ProgramError(SglError):
+    """A program of the language cannot go on."""
+
+
+class UnknownVariableError(ProgramError, KeyError):
+    """A program has no variable of this name."""
+
+    def __str__(self) -> str:  # KeyError shows a repr
+        return str(self.args[0])
+
+
+class ProgramAbortedError(ProgramError):
+    """A program was ended before it had done everything."""
+
+
+class BackendError(ProgramError, RuntimeError):
+    """What answers a program failed, or refused a request."""

@@ -81,6 +81,24 @@ class Tokenizer:
             ) from None
         return array("i", self._fast.encode(text, add_special_tokens=add_special_tokens).ids)
 
+    def encode_continuation(self, text: str) -> array[int]:
+        """Token ids of text that follows on other text: no token begins it, and no space.
+
+        A sentencepiece model puts a space before every text that it is given.
+        """
+        if not self._adds_space:
+            return self.encode(text, add_special_tokens=False)
+        before = self.encode("\n", add_special_tokens=False)
+        ids = self.encode("\n" + text, add_special_tokens=False)
+        if ids[: len(before)] != before:  # the line break became part of another token
+            return self.encode(text, add_special_tokens=False)
+        return ids[len(before) :]
+
+    @cached_property
+    def _adds_space(self) -> bool:
+        first = self.encode("a", add_special_tokens=False)[:1]
+        return any(self.token_bytes(token_id).startswith(b" ") for token_id in first)
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence. Ids that are not in the vocabulary have none."""
         text: str = self._fast.decode(list(ids), skip_special_tokens=skip_special_tokens)

@@ -62,6 +62,9 @@ class LetterTokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> array[int]:
         return array("i", [ord(letter) % VOCAB_SIZE for letter in text])
 
+    def encode_continuation(self, text: str) -> array[int]:
+        return self.encode(text)
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return "".join(map(self.token_text, ids))
 

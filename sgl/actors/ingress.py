@@ -26,6 +26,7 @@ from sgl.actors.admin_routes import AdminRoutes
 from sgl.actors.batch_share import BatchShare
 from sgl.actors.batches import Batches
 from sgl.actors.channel import Inbox, TickSender
+from sgl.actors.chat_format import format_of, load_template
 from sgl.actors.connections import ExpectMalformed, HeaderDeadline, StallWatch
 from sgl.actors.endpoint import Handler, register
 from sgl.actors.file_routes import FileRoutes
@@ -48,8 +49,6 @@ from sgl.config import ServerConfig
 from sgl.errors import ConfigError, EngineError
 from sgl.messages import DetokenizerToIngress, Drain, EngineDied, SupervisorToIngress
 from sgl.metrics import Metrics, StatusPage
-from sgl.protocol.chat_template import ChatTemplate
-from sgl.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from sgl.actors.actor import Context
@@ -261,12 +260,14 @@ def run(context: Context) -> None:
 async def _run(context: Context) -> None:
     config, loop = context.config, asyncio.get_running_loop()
     tokenizer = context.load_tokenizer()
+    template = load_template(config.chat_template, tokenizer)
     model = ServedModel(
         path=context.bootstrap.paths["model"],
         tokenizer_path=context.bootstrap.paths["tokenizer"],
         context_len=context.context_len,
         tokenizer=tokenizer,
-        chat_template=_chat_template(config.chat_template, tokenizer),
+        chat_template=template,
+        chat_format=format_of(template, tokenizer),
         vector_sizes=context.model_config.vector_sizes,
     )
     front = Front(
@@ -309,17 +310,6 @@ def _end_process(error: Exception) -> None:
     """Messages are lost: end, so that the supervisor ends the rest and no client waits for ever."""
     logger.critical("The ingress failed", exc_info=error)
     os._exit(1)
-
-
-def _chat_template(name: str | None, tokenizer: Tokenizer | None) -> ChatTemplate | None:
-    """The one asked for, or the model's own."""
-    if tokenizer is None:
-        return None
-    if name is not None:
-        return ChatTemplate.load(name, tokenizer.bos_token, tokenizer.eos_token)
-    if tokenizer.chat_template is None:
-        return None
-    return ChatTemplate(tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token)
 
 
 def _reachable(host: str) -> str:

@@ -13,6 +13,7 @@ from sgl.actors.answer_formats import answer_format
 from sgl.actors.prompt_encoder import TextTokenizer
 from sgl.config import ServerConfig
 from sgl.errors import InvalidRequestError
+from sgl.protocol.answers import ChatFormat
 from sgl.protocol.call import GenerationCall, Reply, WholeReply
 from sgl.protocol.openai import Server
 from sgl.protocol.openai_chat import Template, parse_chat
@@ -29,6 +30,7 @@ class ServedModel:
     """What the routes know of the model.
 
     tokenizer      None where only ids are served
+    chat_format    how the template writes roles; None where it has no fixed way
     vector_sizes   lengths that its vectors can be given, its own last; none if it generates
     """
 
@@ -37,6 +39,7 @@ class ServedModel:
     context_len: int
     tokenizer: TextTokenizer | None
     chat_template: Template | None
+    chat_format: ChatFormat | None = None
     vector_sizes: Sequence[int] = ()
 
     def need_tokenizer(self) -> TextTokenizer:

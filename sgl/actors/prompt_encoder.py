@@ -27,6 +27,8 @@ class TextTokenizer(Vocabulary, Protocol):
 
     def encode(self, text: str, add_special_tokens: bool = True) -> array[int]: ...
 
+    def encode_continuation(self, text: str) -> array[int]: ...
+
     def byte_table(self, skip_special_tokens: bool) -> Mapping[int, bytes]: ...
 
 
@@ -86,16 +88,17 @@ class PromptEncoder:
         return limits.context_len * self._max_token_bytes
 
     def _encode_all(self, call: GenerationCall, limits: PromptLimits) -> list[array[int]]:
-        return [self._encode(prompt.prompt, call, limits) for prompt in call.prompts]
+        return [self._encode(prompt, call, limits) for prompt in call.prompts]
 
-    def _encode(
-        self, prompt: str | array[int], call: GenerationCall, limits: PromptLimits
-    ) -> array[int]:
-        if not isinstance(prompt, str):
-            return prompt
+    def _encode(self, prompt: PromptCall, call: GenerationCall, limits: PromptLimits) -> array[int]:
+        if not isinstance(prompt.prompt, str):
+            return prompt.prompt
         tokenizer = self._tokenizer
         assert tokenizer is not None, "texts were refused before"
-        ids = tokenizer.encode(prompt[: self._max_chars(limits)], call.add_special_tokens)
+        text = prompt.prompt[: self._max_chars(limits)]
+        if prompt.prefix_ids is not None:
+            return prompt.prefix_ids + tokenizer.encode_continuation(text)
+        ids = tokenizer.encode(text, call.add_special_tokens)
         is_whole = call.wants_vectors and call.add_special_tokens
         if is_whole and (closing_id := tokenizer.closing_id) is not None:
             return _closed(ids, closing_id, limits)

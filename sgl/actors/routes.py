@@ -233,6 +233,8 @@ class Routes:
                 "model_path": self._admin.weights.path,
                 "tokenizer_path": self._model.tokenizer_path,
                 "is_generation": not self._front.is_pooled,
+                "keeps_tokens": self._model.tokenizer is not None and not self._front.is_pooled,
+                "chat_format": self._model.chat_format,
             }
         )
 
@@ -253,13 +255,19 @@ class Routes:
         text = body.prompt if body.text is None else body.text
         if text is None:
             raise InvalidRequestError("text must be given", param="text")
-        ids = await asyncio.to_thread(
-            self._model.need_tokenizer().encode, text, body.add_special_tokens
-        )
+        texts = [text] if isinstance(text, str) else text
+        encode = self._model.need_tokenizer().encode
+
+        def encode_all() -> list[list[int]]:
+            return [encode(one, body.add_special_tokens).tolist() for one in texts]
+
+        tokens = await asyncio.to_thread(encode_all)
+        counts = [len(ids) for ids in tokens]
+        is_one = isinstance(text, str)
         return json_response(
             {
-                "tokens": ids.tolist(),
-                "count": len(ids),
+                "tokens": tokens[0] if is_one else tokens,
+                "count": counts[0] if is_one else counts,
                 "max_model_len": self._model.context_len,
             }
         )

@@ -36,6 +36,9 @@ class MetaInfo(TypedDict):
                           first of which is null for the very first token of a prompt
     input_top_logprobs, output_top_logprobs   such rows of the likeliest tokens, for each token
     input_token_ids_logprobs, output_token_ids_logprobs   and of the ids of token_ids_logprob
+    prompt_token_ids      with return_token_ids: the prompt's
+    text_token_ids        with return_token_ids: of output_ids, those that lie whole in the text
+    text_token_chars      how many of its characters these are
     """
 
     id: str
@@ -49,6 +52,9 @@ class MetaInfo(TypedDict):
     output_top_logprobs: NotRequired[list[list[TokenRow] | None]]
     input_token_ids_logprobs: NotRequired[list[list[TokenRow] | None]]
     output_token_ids_logprobs: NotRequired[list[list[TokenRow] | None]]
+    prompt_token_ids: NotRequired[list[int]]
+    text_token_ids: NotRequired[list[int]]
+    text_token_chars: NotRequired[int]
 
 
 class GeneratedText(TypedDict):
@@ -321,10 +327,34 @@ class ModelList(TypedDict):
     data: list[ModelCard]
 
 
+class ChatFormat(TypedDict):
+    """How the model's template writes a conversation.
+
+    roles                  of each role, what stands before and after what is said
+    default_system_prompt  what it says first where no message does
+    opening                before the first role
+    merges_system          the system's words stand in the user's first message, between these
+    stops                  texts that end an answer
+    """
+
+    roles: dict[str, tuple[str, str]]
+    default_system_prompt: str | None
+    opening: str
+    merges_system: tuple[str, str] | None
+    stops: list[str]
+
+
 class ModelInfo(TypedDict):
+    """
+    keeps_tokens   /generate knows prefix_ids and return_token_ids
+    chat_format    null where the template writes roles in no fixed way, and where there is none
+    """
+
     model_path: str
     tokenizer_path: str
     is_generation: bool
+    keeps_tokens: bool
+    chat_format: ChatFormat | None
 
 
 class ServerInfo(TypedDict):
@@ -340,8 +370,10 @@ class ServerInfo(TypedDict):
 
 
 class TokenizedText(TypedDict):
-    tokens: list[int]
-    count: int
+    """For a list of texts, lists."""
+
+    tokens: list[int | list[int]]
+    count: int | list[int]
     max_model_len: int
 
 

@@ -43,6 +43,7 @@ class PromptCall:
     grammar             what the answer must match
     kept_ids            special tokens that leave text even if the others do not
     session             where it goes on in a session; the prompt follows on what was said there
+    prefix_ids          tokens that the prompt, a text, goes on from
     """
 
     prompt: Prompt
@@ -53,6 +54,7 @@ class PromptCall:
     grammar: Grammar | None = None
     kept_ids: tuple[int, ...] = ()
     session: SessionParams | None = None
+    prefix_ids: array[int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

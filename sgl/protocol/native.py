@@ -5,6 +5,7 @@ A prompt may be one or a list; fields that belong to a prompt may then be lists 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -74,6 +75,8 @@ class GenerateBody(PromptBody, kw_only=True):
     token_ids_logprob        and of these ids, at most 1024, in each place
     return_text_in_logprobs  tell the texts of these tokens
     return_hidden_states     not supported: must be false
+    return_token_ids         tell the prompt's tokens, and those of the text
+    prefix_ids               tokens that the text goes on from, such as those of an earlier answer
     stream                   answer with server-sent events
     session_params           where in a session a prompt goes on; a list has one for each prompt
     """
@@ -85,6 +88,8 @@ class GenerateBody(PromptBody, kw_only=True):
     token_ids_logprob: list[int | list[int]] | None = None
     return_text_in_logprobs: bool | None = False
     return_hidden_states: bool | None = False
+    return_token_ids: bool | None = False
+    prefix_ids: list[int | list[int]] | None = None
     stream: bool | None = False
     session_params: SessionParams | list[SessionParams | None] | None = None
 
@@ -99,6 +104,7 @@ class GenerateRequest:
     call: GenerationCall
     is_array: bool
     has_token_texts: bool
+    has_token_ids: bool = False
 
 
 def parse_generate(body: bytes, max_prompts: int | None = None) -> GenerateRequest:
@@ -133,6 +139,7 @@ def generate_request(fields: Mapping[str, Any], max_prompts: int | None = None) 
         call=call,
         is_array=is_batch or n > 1,
         has_token_texts=bool(body.return_text_in_logprobs),
+        has_token_ids=bool(body.return_token_ids),
     )
 
 
@@ -183,6 +190,7 @@ def _prompt_calls(
     rids = rids_of(body, num)
     sessions: list[SessionParams | None] = _spread(body.session_params, None, num, "session_params")
     logprobs = _logprob_options(body, num)
+    prefixes = _prefixes(body, num)
     return tuple(
         PromptCall(
             prompt=prompt,
@@ -192,9 +200,10 @@ def _prompt_calls(
             is_length_explicit=sampling.is_length_explicit,
             grammar=sampling.grammar,
             session=session,
+            prefix_ids=prefix,
         )
-        for prompt, sampling, options, rid, session in zip(
-            prompts, samplings, logprobs, rids, sessions, strict=True
+        for prompt, sampling, options, rid, session, prefix in zip(
+            prompts, samplings, logprobs, rids, sessions, prefixes, strict=True
         )
     )
 
@@ -257,6 +266,22 @@ def _chosen_ids(value: list[int | list[int]] | None, num: int | None) -> list[li
     if not value or isinstance(value[0], int):
         return [value or []] * (1 if num is None else num)  # type: ignore[list-item]
     return _spread(value, [], num, "token_ids_logprob")
+
+
+def _prefixes(body: GenerateBody, num: int | None) -> list[array[int] | None]:
+    """`prefix_ids` is itself a list: one of integers is meant for every prompt."""
+    value = body.prefix_ids
+    if not value:
+        return [None] * (1 if num is None else num)
+    if body.text is None or body.session_params is not None:
+        raise InvalidRequestError(
+            "prefix_ids come before a text: leave out input_ids and session_params",
+            param="prefix_ids",
+        )
+    if isinstance(value[0], int):
+        return [id_array(value, "prefix_ids")] * (1 if num is None else num)
+    many: list[list[int]] = _spread(value, [], num, "prefix_ids")
+    return [id_array(ids, "prefix_ids") if ids else None for ids in many]
 
 
 def _checked_options(start_len: int, top_num: int, token_ids: list[int]) -> LogprobOptions:

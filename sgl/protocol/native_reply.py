@@ -17,6 +17,7 @@ from sgl.protocol.call import Answer, LogprobColumns, Vocabulary
 from sgl.protocol.native import GenerateRequest
 
 Row = list[float | int | str | None]  # [log-probability, id, text]
+_CONTINUATIONS = {bytes([byte]) for byte in range(0x80, 0xC0)}  # of a character of UTF-8
 
 
 def native_error(error: RequestError) -> NativeError:
@@ -40,6 +41,7 @@ class NativeReply:
     ) -> None:
         self._is_array = request.is_array
         self._texts = vocabulary if request.has_token_texts else None
+        self._vocabulary = vocabulary if request.has_token_ids else None
         self._is_disjoint = is_disjoint
         self._sent: dict[int, _Sent] = {}
 
@@ -83,6 +85,8 @@ class NativeReply:
         if answer.logprob_options is not None:
             self._add_rows(answer, answer.logprob_options, sent.rows)
             meta |= {name: list(rows) for name, rows in sent.rows.items()}
+        if self._vocabulary is not None and answer.finish is not None:
+            meta |= _token_ids(answer, self._vocabulary)
         return meta
 
     def _add_rows(
@@ -119,6 +123,26 @@ class NativeReply:
         ids = array("i", packed)
         values = columns.chosen(position, len(ids))
         return [self._row(value, token_id) for value, token_id in zip(values, ids, strict=True)]
+
+
+def _token_ids(answer: Answer, vocabulary: Vocabulary) -> dict[str, Any]:
+    """The prompt's tokens, and those of the answer that lie whole in its text.
+
+    A stop string may end within a token, and tokens that end an answer are not text.
+    """
+    data, num_bytes, num_ids, end = answer.text.encode(), 0, 0, 0
+    for index, token_id in enumerate(answer.output_ids):
+        piece = vocabulary.token_bytes(token_id)
+        if data[end : end + len(piece)] != piece:
+            break
+        end += len(piece)
+        if data[end : end + 1] not in _CONTINUATIONS:
+            num_ids, num_bytes = index + 1, end
+    return {
+        "prompt_token_ids": answer.prompt_ids.tolist(),
+        "text_token_ids": answer.output_ids[:num_ids].tolist(),
+        "text_token_chars": len(data[:num_bytes].decode()),
+    }
 
 
 def finish_reason(finish: Finish) -> FinishReason:

@@ -11,13 +11,13 @@ from sgl.sampling_params import TokenId
 
 
 class TokenizeBody(msgspec.Struct, kw_only=True):
-    """A text; null means not given.
+    """A text, or several; null means not given.
 
-    text, prompt         two names for the text; one is needed
+    text, prompt         two names for the text; one is needed. A list gives a list
     add_special_tokens   as the tokenizer does for a prompt
     """
 
-    text: str | None = None
+    text: str | list[str] | None = None
     prompt: str | None = None
     add_special_tokens: bool = True
 

@@ -412,10 +412,30 @@ async def test_metrics_are_in_the_text_format() -> None:
 
 
 @in_loop
+async def test_a_text_goes_on_from_the_tokens_of_an_earlier_answer() -> None:
+    async with server() as s:
+        sampling = {"max_new_tokens": 3}
+        body = {"text": "a", "sampling_params": sampling, "return_token_ids": True}
+        meta = (await s.post("/generate", body))[1]["meta_info"]
+        assert (meta["prompt_token_ids"], meta["text_token_ids"]) == ([97], [98, 99, 100])
+        ids = meta["prompt_token_ids"] + meta["text_token_ids"]
+        more = {"text": "xy", "prefix_ids": ids, "sampling_params": sampling}
+        _, answer = await s.post("/generate", more)
+        assert (answer["text"], answer["meta_info"]["prompt_tokens"]) == ("z{|", 6)
+        many = {"text": ["p", "s"], "prefix_ids": [[1], []], "sampling_params": sampling}
+        answers = (await s.post("/generate", many))[1]
+        assert [answer["meta_info"]["prompt_tokens"] for answer in answers] == [2, 1]
+        for wrong in ({"input_ids": [1]}, {"text": "a", "session_params": {"id": "s"}}):
+            assert (await s.post("/generate", {"prefix_ids": [1]} | wrong))[0] == 400
+
+
+@in_loop
 async def test_tokenize_and_back() -> None:
     async with server() as s:
         _, answer = await s.post("/tokenize", {"text": "hi"})
         assert (answer["tokens"], answer["count"]) == ([104, 105], 2)
+        _, answer = await s.post("/tokenize", {"text": ["hi", ""]})
+        assert (answer["tokens"], answer["count"]) == ([[104, 105], []], [2, 0])
         assert (await s.post("/detokenize", {"tokens": [104, 105]}))[1] == {"text": "hi"}
         assert (await s.post("/detokenize", {"tokens": [-1]}))[0] == 400
 

@@ -290,3 +290,25 @@ def test_disjoint_pieces_join_to_the_cumulative_text(pieces: list[str]) -> None:
         growing.add(delta(piece, [1]))
         told += stream.progress(growing)[0]["text"]
     assert told == "".join(pieces) == growing.text
+
+
+@pytest.mark.parametrize(
+    ("text", "ids", "whole", "num_chars"),
+    [
+        ("ab", [97, 98], [97, 98], 2),
+        ("a", [97, 98], [97], 1),  # a stop string was taken off
+        ("ab", [97, 98, 2], [97, 98], 2),  # a token that ends answers is no text
+        ("", [2], [], 0),
+        ("é", [0xE9], [0xE9], 1),
+    ],
+)
+def test_tokens_that_lie_whole_in_the_text_are_told_at_the_end(
+    text: str, ids: list[int], whole: list[int], num_chars: int
+) -> None:
+    growing, told = answer(), reply(return_token_ids=True)
+    growing.add(delta(text, ids))
+    assert "text_token_ids" not in told.progress(growing)[0]["meta_info"]
+    growing.add(delta("", [], finish=Finish("stop")))
+    meta = told.whole([growing])["meta_info"]
+    assert meta["prompt_token_ids"] == [10, 11, 12]
+    assert (meta["text_token_ids"], meta["text_token_chars"]) == (whole, num_chars)

@@ -225,6 +225,13 @@ def test_sentencepiece_tokens_keep_their_space_and_bytes(tmp_path):
     assert tokenizer.token_text(ids[2]) == "\ufffd"
 
 
+def test_text_that_goes_on_gets_neither_a_space_nor_a_first_token(tmp_path, smollm):
+    sentencepiece = Tokenizer.load(str(write_sentencepiece_folder(tmp_path)))
+    ids = sentencepiece.encode_continuation("ab é")
+    assert b"".join(map(sentencepiece.token_bytes, ids)) == "ab é".encode()
+    assert smollm.encode_continuation("ab é") == smollm.encode("ab é")
+
+
 def test_word_pieces_continue_or_begin_a_word(tmp_path):
     fast = FastTokenizer(models.WordPiece({"[UNK]": 0, "play": 1, "##ing": 2}, unk_token="[UNK]"))
     fast.decoder = decoders.WordPiece()

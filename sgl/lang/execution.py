@@ -1,0 +1,491 @@
+"""One program while it runs: its text, its variables, and what is still to be done, in order.
+
+    program's thread ── submit ──▶ to do ── on the loop ──▶ backend
+                        text alone, while nothing waits, is done at once
+
+Every change wakes whoever waits for one: a reader of a variable, an iterator over the text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from sgl.errors import ProgramAbortedError, UnknownVariableError
+from sgl.lang import waiting
+from sgl.lang.backends.base import Backend
+from sgl.lang.images import message_content
+from sgl.lang.ir import (
+    Argument,
+    Expr,
+    Gen,
+    Image,
+    Join,
+    Role,
+    RoleBegin,
+    RoleEnd,
+    Sampling,
+    ScopeBegin,
+    ScopeEnd,
+    Select,
+    Video,
+)
+from sgl.lang.loop import loop_thread
+from sgl.lang.prompt import NOTHING_HELD, Answer, Message, Prompt
+
+JoinMode: TypeAlias = Literal["gather_variable", "concate_and_append"]
+
+
+class Variable:
+    """A value that is there, or will be; `value` grows while it is streamed.
+
+    is_gathered  it is a list of what copies made
+    """
+
+    __slots__ = ("error", "is_gathered", "is_set", "meta_info", "value")
+
+    def __init__(self, *, is_gathered: bool = False) -> None:
+        self.value: Any = ""
+        self.meta_info: dict[str, Any] | None = None
+        self.error: BaseException | None = None
+        self.is_gathered = is_gathered
+        self.is_set = False
+
+    def set(self, value: Any, meta_info: dict[str, Any] | None = None) -> None:
+        self.value, self.meta_info, self.is_set = value, meta_info, True
+
+    def fail(self, error: BaseException) -> None:
+        self.error, self.is_set = error, True
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Copies begin here."""
+
+    copies: Sequence[Execution]
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """A list of what copies made: that of an earlier join, and then the values of `parts`."""
+
+    variable: Variable
+    before: Variable | None
+    parts: Sequence[Variable]
+
+    def fill(self) -> None:
+        before = [] if self.before is None else self.before.value
+        self.variable.set([*before, *(part.value for part in self.parts)])
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """What the copies have made comes back, in their order."""
+
+    copies: Sequence[Execution]
+    mode: JoinMode
+    into: Sequence[Gathered]
+
+
+Operation: TypeAlias = "Expr | str | Fork | Gather"
+_AT_ONCE = (str, RoleBegin, RoleEnd, ScopeBegin, ScopeEnd, Image, Video)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What all states of a run share.
+
+    is_streamed  answers come piece by piece, and the body runs on a thread of its own
+    is_inline    every operation is waited for
+    """
+
+    program: str
+    backend: Backend
+    defaults: Sampling
+    is_streamed: bool = False
+    is_inline: bool = False
+
+
+class Execution:
+    """
+    variables   declared when the operation that will set them is added
+    messages    what was said in roles that have ended
+    fork_point  characters of the text that come from the state it was forked from
+    body        the thread that adds to it
+    """
+
+    __slots__ = (
+        "_begun_at",
+        "_copies",
+        "_declared_role",
+        "_held",
+        "_images",
+        "_is_working",
+        "_lock",
+        "_num_images_said",
+        "_role",
+        "_scopes",
+        "_suffix",
+        "_task",
+        "_to_do",
+        "_waiters",
+        "body",
+        "error",
+        "fork_point",
+        "is_ended",
+        "messages",
+        "settings",
+        "text",
+        "variables",
+    )
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.text = ""
+        self.messages: list[Message] = []
+        self.variables: dict[str, Variable] = {}
+        self.error: BaseException | None = None
+        self.is_ended = False
+        self.fork_point = 0
+        self.body = threading.get_ident()
+        self._copies: list[Execution] = []
+        self._images: tuple[bytes, ...] = ()
+        self._num_images_said = 0
+        self._held = NOTHING_HELD
+        self._role: Role | None = None
+        self._declared_role: Role | None = None
+        self._suffix = ""
+        self._begun_at = 0
+        self._scopes: dict[str, tuple[Variable, int]] = {}
+        self._to_do: list[tuple[Operation, Variable | None]] = []
+        self._is_working = False
+        self._task: asyncio.Task[None] | None = None
+        self._waiters: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
+
+    # called by the program and its readers, on any thread but the loop's
+
+    def submit(self, operation: Operation) -> None:
+        """Do it after all that came before. Raises what can be known to be wrong already."""
+        if isinstance(operation, Join):
+            for part in operation.parts:
+                self.submit(part)
+            return
+        variable = self._declared(operation)
+        with self._lock:
+            is_idle = not self._is_working
+            if self.error is not None:
+                _drop(operation, self.error)
+                return
+            if is_written := is_idle and isinstance(operation, _AT_ONCE):
+                self._write(operation, variable)
+            else:
+                self._to_do.append((operation, variable))
+                self._is_working = True
+        if is_idle and not is_written:
+            loop_thread().loop.call_soon_threadsafe(self.start)
+        self._changed()
+        if self.settings.is_inline:
+            self.sync()
+
+    def declare(self, name: str, *, is_gathered: bool = False) -> Variable:
+        """A variable that will be set; one of this name that was there is read no more."""
+        variable = self.variables[name] = Variable(is_gathered=is_gathered)
+        if self.error is not None:
+            variable.fail(self.error)
+        return variable
+
+    def set_variable(self, name: str, value: Any) -> None:
+        variable = self.variables[name] = Variable()
+        variable.set(value)
+        self._changed()
+
+    def variable(self, name: str) -> Variable:
+        """Set or failed; raises UnknownVariableError where nothing sets it."""
+        if name not in self.variables and self.settings.is_streamed:
+            self.wait(lambda: name in self.variables or self._is_complete())
+        variable = self.variables.get(name)
+        if variable is None:
+            raise self.unknown(name) from self.error
+        self.wait(lambda: variable.is_set)
+        return variable
+
+    def value(self, name: str) -> Any:
+        """As `variable`; raises what made it fail."""
+        variable = self.variable(name)
+        if variable.error is not None:
+            raise self.told(variable.error, name)
+        return variable.value
+
+    def unknown(self, name: str) -> UnknownVariableError:
+        known = ", ".join(self.variables) or "none"
+        return UnknownVariableError(
+            f"program {self.settings.program!r} has no variable {name!r}; it has: {known}"
+        )
+
+    def told(self, error: BaseException, name: str) -> BaseException:
+        """The error itself, with a note of where it was met."""
+        note = f"in program {self.settings.program!r}, variable {name!r}"
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+        return error
+
+    def sync(self) -> None:
+        """Waits until everything that was added is done."""
+        self.wait(lambda: not self._is_working)
+
+    def end(self) -> None:
+        """The body is over: nothing is added any more."""
+        self.is_ended = True
+        self._changed()
+
+    @property
+    def is_done(self) -> bool:
+        return self.is_ended and not self._is_working
+
+    def when_done(self, call: Callable[[], None]) -> None:
+        """Call it once the body is over and everything is done; on any thread."""
+
+        def check() -> None:
+            if self.is_done:
+                call()
+            else:
+                self.on_change(check)
+                if self.is_ended and not self._is_working:  # since before that
+                    self._changed()
+
+        check()
+
+    def cancel(self) -> None:
+        """Give up what is not done, in copies too; who reads it gets ProgramAbortedError."""
+        for copy in self._copies:
+            copy.cancel()
+        self.fail(ProgramAbortedError(f"program {self.settings.program!r} was ended"))
+        if (task := self._task) is not None:
+            loop_thread().loop.call_soon_threadsafe(task.cancel)
+
+    def wait(self, is_so: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Until something is so; False where it took too long."""
+        return waiting.wait(is_so, self.on_change, timeout)
+
+    async def wait_async(self, is_so: Callable[[], bool]) -> None:
+        """As `wait`, on any event loop."""
+        await waiting.wait_async(is_so, self.on_change)
+
+    def on_change(self, wake: Callable[[], None]) -> None:
+        """Call it once, at the next change."""
+        with self._lock:
+            self._waiters.append(wake)
+
+    def copy(self) -> Execution:
+        """One that goes on from here, once a `Fork` of this one has come to it."""
+        copy = Execution(self.settings)
+        copy.variables = dict(self.variables)
+        copy.body, copy._declared_role = self.body, self._declared_role
+        copy._is_working = True
+        self._copies.append(copy)
+        return copy
+
+    def _is_complete(self) -> bool:
+        """Whether no variable will be declared any more, as far as this thread can wait for it."""
+        return self.is_ended or self.error is not None or threading.get_ident() == self.body
+
+    def _changed(self) -> None:
+        if self._waiters:
+            with self._lock:
+                waiters, self._waiters = self._waiters, []
+            for wake in waiters:
+                wake()
+
+    def _declared(self, operation: Operation) -> Variable | None:
+        """The variable that it will set."""
+        match operation:
+            case Gen(str(name)) | Select(str(name)) | ScopeBegin(name):
+                return self.declare(name)
+            case RoleBegin(role):
+                if self._declared_role is not None:
+                    raise RuntimeError(
+                        f"{role} begins inside of {self._declared_role}: roles cannot be nested"
+                    )
+                self._declared_role = role
+            case RoleEnd(role):
+                if self._declared_role != role:
+                    raise RuntimeError(f"{role} ends, but it has not begun")
+                self._declared_role = None
+            case Argument(name):
+                raise RuntimeError(f"argument {name!r} has no value: the program is only traced")
+        return None
+
+    # on the loop
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._work())
+
+    async def _work(self) -> None:
+        try:
+            while (job := self._next()) is not None:
+                await self._perform(*job)
+                self._changed()
+        except asyncio.CancelledError:
+            self.fail(ProgramAbortedError(f"program {self.settings.program!r} was ended"))
+        except Exception as error:
+            self.fail(error)
+        finally:
+            self._task = None
+            self._changed()
+
+    def _next(self) -> tuple[Operation, Variable | None] | None:
+        """What must be awaited; text before it is written."""
+        with self._lock:
+            while self._to_do:
+                operation, variable = self._to_do.pop(0)
+                if not isinstance(operation, _AT_ONCE):
+                    return operation, variable
+                self._write(operation, variable)
+            self._is_working = False
+            return None
+
+    def fail(self, error: BaseException) -> None:
+        """Nothing more is done; on any thread."""
+        with self._lock:
+            if self.error is None:
+                self.error = error
+            dropped, self._to_do = self._to_do, []
+            self._is_working = False
+            for variable in self.variables.values():
+                if not variable.is_set:
+                    variable.fail(self.error)
+        for operation, _ in dropped:
+            _drop(operation, self.error)
+        self._changed()
+
+    def _write(self, operation: Operation, variable: Variable | None) -> None:
+        """What needs no backend."""
+        match operation:
+            case str():
+                self.text += operation
+            case RoleBegin(role):
+                self._begin_role(role)
+            case RoleEnd(role):
+                self._end_role(role)
+            case ScopeBegin(name):
+                assert variable is not None, "it was declared"
+                self._scopes[name] = variable, len(self.text)
+            case ScopeEnd(name):
+                scope, begin = self._scopes.pop(name)
+                scope.set(self.text[begin:])
+            case Image(data):
+                self._images += (data,)
+                self.text += self.settings.backend.chat_template.image_token
+            case Video(frames):
+                self._images += frames
+                self.text += self.settings.backend.chat_template.image_token * len(frames)
+
+    def _begin_role(self, role: Role) -> None:
+        template = self.settings.backend.chat_template
+        said_first = template.default_system_prompt
+        if not self.messages and role != "system" and said_first is not None:
+            self._begin_role("system")
+            self.text += said_first
+            self._end_role("system")
+        begin, self._suffix = template.marks(role, self.messages)
+        self.text += begin
+        self._role, self._begun_at = role, len(self.text)
+
+    def _end_role(self, role: Role) -> None:
+        said = self.text[self._begun_at :].lstrip()
+        self.text += self._suffix
+        images = self._images[self._num_images_said :]
+        self._num_images_said = len(self._images)
+        token = self.settings.backend.chat_template.image_token
+        self.messages.append({"role": role, "content": message_content(said, images, token)})
+        self._role = None
+
+    async def _perform(self, operation: Operation, variable: Variable | None) -> None:
+        match operation:
+            case Gen(_, sampling):
+                await self._generate(variable or Variable(), sampling)
+            case Select(_, choices, temperature, method):
+                backend, prompt = self.settings.backend, self._prompt()
+                chosen = await backend.select(prompt, choices, temperature, method)
+                self.text += chosen.decision
+                if variable is not None:
+                    variable.set(chosen.decision, chosen.meta_info)
+            case Fork(copies):
+                await self._fork(copies)
+            case Gather():
+                await self._gather(operation)
+            case _:
+                raise AssertionError(f"no operation: {operation!r}")
+
+    async def _generate(self, variable: Variable, sampling: Sampling) -> None:
+        backend, prompt = self.settings.backend, self._prompt()
+        wanted = sampling.over(self.settings.defaults)
+        if not self.settings.is_streamed:
+            answer = await backend.generate(prompt, wanted)
+        else:
+            answer = Answer("")
+            async for answer in backend.stream(prompt, wanted):
+                self.text = prompt.text + answer.text
+                variable.value, variable.meta_info = answer.text, answer.meta_info
+                self._changed()
+        self.text = prompt.text + answer.text
+        self._held = answer.held
+        variable.set(answer.text, answer.meta_info)
+
+    def _prompt(self) -> Prompt:
+        begun = None if self._role is None else self.text[self._begun_at :]
+        stops = () if self._role is None else self.settings.backend.chat_template.stops
+        return Prompt(
+            text=self.text,
+            messages=self.messages,
+            begun=begun,
+            images=self._images,
+            stops=stops,
+            held=self._held,
+        )
+
+    async def _fork(self, copies: Sequence[Execution]) -> None:
+        try:
+            if len(copies) > 1 and self.text:
+                self._held = await self.settings.backend.prefill(self._prompt())
+        except BaseException as error:
+            _drop(Fork(copies), error)
+            raise
+        for copy in copies:
+            copy._inherit(self)
+
+    def _inherit(self, parent: Execution) -> None:
+        """Begin where the parent is, and do what was added meanwhile."""
+        with self._lock:
+            if self.error is not None:
+                return
+            self.text, self.fork_point = parent.text, len(parent.text)
+            self.messages = list(parent.messages)
+            self._images, self._num_images_said = parent._images, parent._num_images_said
+            self._held, self._role, self._suffix = parent._held, parent._role, parent._suffix
+            self._begun_at = parent._begun_at
+            self._is_working = is_waiting = bool(self._to_do)
+        if is_waiting:
+            self.start()
+        self._changed()
+
+    async def _gather(self, gather: Gather) -> None:
+        for copy in gather.copies:
+            await copy.wait_async(lambda copy=copy: not copy._is_working)  # type: ignore[misc]
+            if copy.error is not None:
+                raise copy.error
+        if gather.mode == "concate_and_append":
+            self.text += "".join(copy.text[copy.fork_point :] for copy in gather.copies)
+        for gathered in gather.into:
+            gathered.fill()
+
+
+def _drop(operation: Operation, error: BaseException) -> None:
+    """It will not be done: who waits for it must hear of it."""
+    if isinstance(operation, Fork):
+        for copy in operation.copies:
+            copy.fail(error)

@@ -1,0 +1,212 @@
+"""Programs against SmolLM2: over HTTP and in this process, and what `select` is worth."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pipeline.server import ROOT, Server
+from programs import CHARACTER, PROGRAMS, outcome
+
+import sgl
+from sgl.errors import BackendError
+from sgl.lang.backends.engine import backend_of
+from sgl.model_files import demo_model_path
+from sgl.tokenizer import Tokenizer
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+FLAGS = ["--dtype", "float32", "--num-cpu-threads", "1"]
+WORDS = ["the", "capital", "of", "France", "is", "Paris,", "a", "dog", "runs!", "Über", "naïve"]
+WORDS += ["猫が", "🐶", "好き", "x", "=", "3.14;", "\n\n\t", "end"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(FLAGS, tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def endpoint(server: Server) -> sgl.RuntimeEndpoint:
+    return sgl.RuntimeEndpoint(f"http://127.0.0.1:{server.port}")
+
+
+@pytest.fixture(scope="module")
+def transformers_model() -> tuple[Any, Any]:
+    """Our tokenizer, as theirs does not read how numbers are split, and their model."""
+    from transformers import AutoModelForCausalLM
+
+    path = Path(demo_model_path())
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    )
+    return Tokenizer.load(str(path)), model.eval()
+
+
+def test_roles_are_written_as_the_models_own_template_writes_them(endpoint):
+    state = PROGRAMS["role_scopes"][0].run(backend=endpoint, temperature=0)
+    assert state.text().startswith(
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\nQuestion: What is the capital of France?<|im_end|>\n"
+        "<|im_start|>assistant\nAnswer: "
+    )
+
+
+def test_programs_come_to_the_same_over_http_and_in_process(endpoint):
+    def run_all(backend: Any) -> dict[str, Any]:
+        states = {
+            name: program.run(backend=backend, temperature=0, **arguments)
+            for name, (program, arguments) in PROGRAMS.items()
+        }
+        return {name: outcome(state) for name, state in states.items()}
+
+    over_http = run_all(endpoint)
+    with sgl.Engine(dtype="float32", num_cpu_threads=1) as engine:
+        in_process = run_all(engine)
+    for name in PROGRAMS:
+        assert over_http[name] == in_process[name], name
+    variables = {name: found["variables"] for name, found in over_http.items()}
+    assert "Berlin" in variables["multi_turn"]["capital"]
+    assert "Paris" in variables["text_qa"]["answer"]
+    assert re.fullmatch(r"\d{1,2}\/\d{1,2}\/\d{2,4}", variables["birth_date"]["answer"])
+    assert re.fullmatch(CHARACTER, variables["character"]["json_output"])
+    assert len(variables["parallel_sample"]["answer"]) == 3
+    assert json.loads(variables["schema"]["json"])["city"] in ("Paris", "Rome")
+    assert int(variables["types"]["number"])
+    assert len(variables["nested_forks"]["more"]) == 2
+
+
+def test_a_batch_is_answered_in_order_and_begins_with_what_is_shared(endpoint):
+    countries = ["Germany", "France", "Italy", "Japan", "Spain"] * 4
+    program, _ = PROGRAMS["multi_turn"]
+    states = program.run_batch([{"country": c} for c in countries], backend=endpoint, temperature=0)
+    capitals = [state["capital"] for state in states]
+    assert capitals[:5] == capitals[5:10]
+    assert "Berlin" in capitals[0]
+    assert "Tokyo" in capitals[3]
+
+
+def test_every_turn_goes_on_from_the_tokens_of_the_last(endpoint):
+    """What was sampled at random may be written in other tokens than its text alone."""
+
+    @sgl.function
+    def talk(s):
+        for turn in range(6):
+            s += sgl.user(f"Tell me more, number {turn}.")
+            s += sgl.assistant(sgl.gen(f"said{turn}", max_tokens=24))
+
+    state = talk.run(backend=endpoint, temperature=1.0)
+    before = 0
+    for turn in range(6):
+        meta = state.get_meta_info(f"said{turn}")
+        if turn:
+            assert meta["cached_tokens"] >= before - 2
+        before = meta["prompt_tokens"] + meta["completion_tokens"]
+
+
+def test_streamed_text_is_the_whole_text(endpoint):
+    program, arguments = PROGRAMS["multi_turn"]
+    whole = program.run(backend=endpoint, temperature=0, **arguments)
+    streamed = program.run(backend=endpoint, temperature=0, stream=True, **arguments)
+    pieces = list(streamed.text_iter("building"))
+    assert len(pieces) > 3
+    assert "".join(pieces) == whole["building"]
+    assert streamed.text() == whole.text()
+
+
+def test_select_is_what_the_model_thinks_of_the_tokens(endpoint, transformers_model):
+    """300 drawn texts and choices, against log-probabilities that transformers computes."""
+    rng = random.Random(0)
+    cases = [drawn_case(rng) for _ in range(300)]
+
+    @sgl.function
+    def choose(s, text, choices):
+        s += text + sgl.select("chosen", choices)
+
+    states = choose.run_batch(
+        [{"text": text, "choices": choices} for text, choices in cases], backend=endpoint
+    )
+    tokenizer, model = transformers_model
+    for (text, choices), state in zip(cases, states, strict=True):
+        before = tokenizer.encode(text)
+        wanted = [score(model, before, tokenizer.encode(text + choice)) for choice in choices]
+        found = state.get_meta_info("chosen")["normalized_prompt_logprobs"]
+        assert found == pytest.approx(wanted, abs=1e-3), (text, choices)
+        best = sorted(wanted)
+        if len(best) == 1 or best[-1] - best[-2] > 1e-3:
+            assert state["chosen"] == choices[wanted.index(max(wanted))]
+
+
+def drawn_case(rng: random.Random) -> tuple[str, list[str]]:
+    """Choices that begin within the text's last word, empty ones, and some that are the same."""
+    words = rng.choices(WORDS, k=rng.randint(2, 8))
+    text = " ".join(words)
+    if rng.random() < 0.5:
+        text = text[: -rng.randint(1, 2)] or "a"
+    ends = [text[-1:] + "s", " " + rng.choice(WORDS), rng.choice(WORDS), "", "🐦 and so", "ing of"]
+    return text, rng.sample(ends, rng.randint(1, 5))
+
+
+def score(model: Any, before: list[int], after: list[int]) -> float:
+    """The mean log-probability of the tokens that a choice adds or changes."""
+    pairs = zip(before, after, strict=False)
+    same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(before), len(after)))
+    begin = min(same, len(after) - 1)
+    with torch.no_grad():
+        logits = model(torch.tensor([after])).logits[0].float()
+    values = torch.log_softmax(logits, -1)
+    rows = [values[i - 1, after[i]].item() for i in range(max(begin, 1), len(after))]
+    return sum(rows) / len(rows) if rows else 0.0
+
+
+def test_what_the_server_refuses_is_told_at_the_variable(endpoint):
+    @sgl.function
+    def wrong(s):
+        s += "a" + sgl.gen("x", temperature=-1)
+
+    with pytest.raises(BackendError, match="temperature"):
+        wrong.run(backend=endpoint)["x"]
+
+
+def test_nobody_answers_is_an_error_at_once():
+    with pytest.raises(BackendError, match=r"127\.0\.0\.1:9 does not answer"):
+        sgl.RuntimeEndpoint("http://127.0.0.1:9")
+
+
+def test_when_a_server_dies_its_programs_end(tmp_path):
+    with Server(FLAGS, tmp_path) as server:
+        endpoint = sgl.RuntimeEndpoint(f"http://127.0.0.1:{server.port}")
+
+        @sgl.function
+        def long(s, n):
+            s += f"Story {n}:" + sgl.gen("story", max_tokens=400, ignore_eos=True)
+            return s["story"]
+
+        kill = partial(server.signal, "ingress", signal.SIGKILL)
+        threading.Timer(1.0, kill).start()
+        with pytest.raises(BackendError, match="does not answer"):
+            long.run_batch([{"n": n} for n in range(16)], backend=endpoint)
+
+
+def test_the_language_needs_no_torch():
+    source = "import sys, sgl; sgl.function; sgl.gen('a'); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", source], cwd=ROOT, check=True)
+
+
+def test_an_engine_is_one_backend_for_all_programs():
+    with sgl.Engine(dtype="float32", num_cpu_threads=1) as engine:
+        assert backend_of(engine) is backend_of(engine)
+        state = PROGRAMS["text_qa"][0].run("What is 1+1?", backend=engine, max_new_tokens=4)
+        assert state["answer"]
