@@ -126,10 +126,10 @@ def test_streamed_text_is_the_whole_text(endpoint):
     assert streamed.text() == whole.text()
 
 
-def test_select_is_what_the_model_thinks_of_the_tokens(endpoint, transformers_model):
-    """300 drawn texts and choices, against log-probabilities that transformers computes."""
+def test_select_is_what_the_model_thinks_of_the_tokens(endpoint, transformers_model, is_full):
+    """Drawn texts and choices, against log-probabilities that transformers computes."""
     rng = random.Random(0)
-    cases = [drawn_case(rng) for _ in range(300)]
+    cases = [drawn_case(rng) for _ in range(300 if is_full else 50)]
 
     @sgl.function
     def choose(s, text, choices):
@@ -198,6 +198,18 @@ def test_when_a_server_dies_its_programs_end(tmp_path):
         threading.Timer(1.0, kill).start()
         with pytest.raises(BackendError, match="does not answer"):
             long.run_batch([{"n": n} for n in range(16)], backend=endpoint)
+
+
+def test_the_examples_of_its_page_run(server, tmp_path):
+    page = (ROOT / "docs" / "lang.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    script = tmp_path / "page.py"
+    script.write_text(code.replace("127.0.0.1:30000", f"127.0.0.1:{server.port}"), "utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
 
 
 def test_the_language_needs_no_torch():
