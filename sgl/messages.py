@@ -249,13 +249,15 @@ class StepPlan(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class TokenMasks(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Which ids may be sampled, for rank 0: one mask for each of the plan's `masked`.
+    """Which ids may be sampled, for rank 0: a mask for each of the plan's `masked`.
 
-    words  int32, end to end: a bit for each id of the vocabulary, the lowest first
+    words  of the different masks, end to end, int32: a bit for each id, the lowest first
+    which  of these masks, for each of `masked`: answers in like places have the same
     """
 
     step: int
     words: bytes
+    which: Int32Bytes
 
 
 class RowLogprobs(msgspec.Struct, frozen=True, array_like=True):

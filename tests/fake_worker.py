@@ -130,8 +130,10 @@ class FakeWorker:
             return {}
         assert masks is not None, "the masks are not there"
         assert masks.step == plan.step
+        which = unpack(masks.which)
         bits = np.unpackbits(np.frombuffer(masks.words, np.uint8), bitorder="little")
-        return dict(zip(unpack(plan.masked), bits.reshape(len(plan.masked) // 4, -1), strict=True))
+        bits = bits.reshape(max(which) + 1, -1)
+        return {at: bits[mask] for at, mask in zip(unpack(plan.masked), which, strict=True)}
 
     def _change_rows(self, plan: StepPlan) -> None:
         for row in unpack(plan.released):

@@ -99,9 +99,11 @@ class Worker:
         indices_M = np.frombuffer(plan.masked, np.int32)
 
         @cache
-        def fetch() -> np.ndarray:
-            words = np.frombuffer(self._wait_for_masks(plan.step).words, np.int32)
-            return words.reshape(len(indices_M), -1).copy()
+        def fetch() -> tuple[np.ndarray, np.ndarray]:
+            message = self._wait_for_masks(plan.step)
+            which_M = np.frombuffer(message.which, np.int32)
+            words = np.frombuffer(message.words, np.int32)
+            return words.reshape(which_M.max() + 1, -1).copy(), which_M
 
         return StepMasks(indices_M, fetch)
 

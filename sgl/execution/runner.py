@@ -62,14 +62,17 @@ class StepMasks:
     """Masks of a step's tokens, which come while its forward pass runs.
 
     indices_M  which of the sampled tokens
-    fetch      waits for the masks and gives them: int32 [M, W], words of 32 ids
+    fetch      waits for the masks and gives the different ones, words of 32 ids: int32 [D, W], and
+               for each of the tokens which of these it is: [M]
     """
 
     indices_M: np.ndarray
-    fetch: Callable[[], np.ndarray]
+    fetch: Callable[[], tuple[np.ndarray, np.ndarray]]
 
 
-NO_MASKS = StepMasks(np.zeros(0, np.int64), lambda: np.zeros((0, 0), np.int32))
+NO_MASKS = StepMasks(
+    np.zeros(0, np.int64), lambda: (np.zeros((0, 0), np.int32), np.zeros(0, np.int32))
+)
 
 
 class Runner:
@@ -252,8 +255,10 @@ class Runner:
         wanted = np.flatnonzero(self.table.wants_logprobs_R[rows_B])
         raw_logits = logits_BV[self.table.to_device(wanted)] if len(wanted) else None
         if len(masks.indices_M):
-            indices_M = self.table.to_device(masks.indices_M.astype(np.int32))
-            apply_token_masks(logits_BV, indices_M, self.table.to_device(masks.fetch()))
+            masks_DW, which_M = masks.fetch()
+            places_2M = np.stack([masks.indices_M, which_M]).astype(np.int32)
+            rows_M, which_M = self.table.to_device(places_2M)
+            apply_token_masks(logits_BV, rows_M, self.table.to_device(masks_DW), which_M)
         ids_B = self.tp.broadcast(self.sampler.sample(logits_BV, rows_B, positions_B))
         if raw_logits is None:
             return ids_B, {}
@@ -304,7 +309,12 @@ class Runner:
 def _part(masks: StepMasks, begin: int, end: int) -> StepMasks:
     """Those of the tokens from `begin` to `end`, counted from there."""
     is_inside_M = (masks.indices_M >= begin) & (masks.indices_M < end)
-    return StepMasks(masks.indices_M[is_inside_M] - begin, lambda: masks.fetch()[is_inside_M])
+
+    def fetch() -> tuple[np.ndarray, np.ndarray]:
+        masks_DW, which_M = masks.fetch()
+        return masks_DW, which_M[is_inside_M]
+
+    return StepMasks(masks.indices_M[is_inside_M] - begin, fetch)
 
 
 def _sampled(chunks: list[Chunk], layout: StepLayout) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Grammars: logits of ids that may not come next become -inf.
 
-Axes: B rows with logits    V vocabulary    M masks    W words of a mask, V / 32 rounded up
+Axes: B rows with logits    V vocabulary    M rows with a mask    D different masks
+      W words of a mask, V / 32 rounded up
 """
 
 from __future__ import annotations
@@ -15,31 +16,31 @@ from torch import Tensor
 MAX_FILLED_WORDS = 512  # of a mask that are not all ones; more, and minima take less time
 
 
-def apply_token_masks(logits_BV: Tensor, rows_M: Tensor, masks_MW: Tensor) -> None:
+def apply_token_masks(logits_BV: Tensor, rows_M: Tensor, masks_DW: Tensor, which_M: Tensor) -> None:
     """Change logits in place.
 
-    rows_M    int32: which of the B rows each mask is for; no two for one
-    masks_MW  int32: a bit for each id that may come next, the lowest first
+    rows_M    int32: which of the B rows have a mask; none twice
+    masks_DW  int32: a bit for each id that may come next, the lowest first
+    which_M   int32: which of the masks each row has
     """
-    assert rows_M.dtype == masks_MW.dtype == torch.int32, f"{rows_M.dtype}, {masks_MW.dtype}"
+    assert rows_M.dtype == masks_DW.dtype == which_M.dtype == torch.int32, "all are int32"
+    assert rows_M.shape == which_M.shape, f"{rows_M.shape} rows, {which_M.shape} masks"
     num_words = -(-logits_BV.shape[1] // 32)
-    assert masks_MW.shape[1] == num_words, f"masks {masks_MW.shape} for logits {logits_BV.shape}"
+    assert masks_DW.shape[1] == num_words, f"masks {masks_DW.shape} for logits {logits_BV.shape}"
     if logits_BV.device.type == "cuda":
         from sgl.kernels import triton_token_masks
 
-        triton_token_masks.apply_token_masks(logits_BV, rows_M, masks_MW)
+        triton_token_masks.apply_token_masks(logits_BV, rows_M, masks_DW, which_M)
     else:
-        apply_token_masks_reference(logits_BV, rows_M, masks_MW)
+        apply_token_masks_reference(logits_BV, rows_M, masks_DW, which_M)
 
 
-def apply_token_masks_reference(logits_BV: Tensor, rows_M: Tensor, masks_MW: Tensor) -> None:
-    # On a CPU. Answers under one grammar often have the same mask: each is read once.
-    edits: dict[bytes, Callable[[Tensor], Tensor]] = {}
-    for row, mask_W in zip(rows_M.tolist(), masks_MW.cpu(), strict=True):
-        key = mask_W.numpy().tobytes()
-        if key not in edits:
-            edits[key] = _edit(mask_W, logits_BV)
-        edits[key](logits_BV[row])
+def apply_token_masks_reference(
+    logits_BV: Tensor, rows_M: Tensor, masks_DW: Tensor, which_M: Tensor
+) -> None:
+    edits = [_edit(mask_W, logits_BV) for mask_W in masks_DW.cpu()]
+    for row, which in zip(rows_M.tolist(), which_M.tolist(), strict=True):
+        edits[which](logits_BV[row])
 
 
 def _edit(mask_W: Tensor, logits_BV: Tensor) -> Callable[[Tensor], Tensor]:

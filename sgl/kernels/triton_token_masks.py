@@ -1,6 +1,7 @@
 """Grammars' masks in Triton; see token_masks.py for what they do.
 
-Axes: B rows with logits    V vocabulary    M masks    W words of a mask
+Axes: B rows with logits    V vocabulary    M rows with a mask    D different masks
+      W words of a mask
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ BLOCK_V = 2048
 def _apply_token_masks_kernel(
     logits,  # [B, V]
     rows,  # [M]
-    masks,  # [M, W] int32
+    masks,  # [D, W] int32
+    which,  # [M]
     row_len,
     V,
     W,
@@ -31,23 +33,25 @@ def _apply_token_masks_kernel(
     m = tl.program_id(0)
     v = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     row = tl.load(rows + m).to(tl.int64)
-    word = tl.load(masks + m.to(tl.int64) * W + v // 32, mask=v < V, other=0)
+    mask = tl.load(which + m).to(tl.int64)
+    word = tl.load(masks + mask * W + v // 32, mask=v < V, other=0)
     is_forbidden = ((word >> (v % 32)) & 1) == 0
     tl.store(logits + row * row_len + v, float("-inf"), mask=is_forbidden & (v < V))
 
 
-def apply_token_masks(logits_BV: Tensor, rows_M: Tensor, masks_MW: Tensor) -> None:
+def apply_token_masks(logits_BV: Tensor, rows_M: Tensor, masks_DW: Tensor, which_M: Tensor) -> None:
     assert logits_BV.stride(1) == 1, "the logits of a row must lie end to end"
-    assert masks_MW.is_contiguous(), "the masks must lie end to end"
-    num_masks, num_ids = len(rows_M), logits_BV.shape[1]
-    if num_masks:
-        _apply_token_masks_kernel[(num_masks, triton.cdiv(num_ids, BLOCK_V))](
+    assert masks_DW.is_contiguous(), "the masks must lie end to end"
+    num_rows, num_ids = len(rows_M), logits_BV.shape[1]
+    if num_rows:
+        _apply_token_masks_kernel[(num_rows, triton.cdiv(num_ids, BLOCK_V))](
             logits_BV,
             rows_M,
-            masks_MW,
+            masks_DW,
+            which_M,
             logits_BV.stride(0),
             num_ids,
-            masks_MW.shape[1],
+            masks_DW.shape[1],
             BLOCK_V=BLOCK_V,
             num_warps=4,
             **launch_options(logits_BV.device),

@@ -41,6 +41,8 @@ from sgl.scheduling.queues import Queues
 from sgl.scheduling.request import Request
 from sgl.scheduling.results import ResultTaker
 
+NUM_COMPARED = 16  # masks: answers in like places are often neighbours
+
 
 class Batcher:
     """Messages go in through `add` and `end`, plans and what requests gained come out."""
@@ -126,11 +128,14 @@ class Batcher:
             return None
         step = self.in_flight[0]
         masked, step.masked = step.masked, []
-        words_MW = np.full((len(masked), masked[0][2].num_words), -1, np.int32)
-        for words_W, (_, request, matcher) in zip(words_MW, masked, strict=True):
+        words_W = np.full(masked[0][2].num_words, -1, np.int32)
+        masks: list[bytes] = []
+        which = []
+        for _, request, matcher in masked:
             if step.wants(request):  # else the step is one too many, and anything will do
                 matcher.write_mask(words_W)
-        return TokenMasks(step.number, words_MW.tobytes())
+            which.append(_place(masks, words_W.tobytes()))
+        return TokenMasks(step.number, b"".join(masks), pack(which))
 
     def commit(self, result: StepResult) -> list[TokenDelta]:
         """Take the oldest planned step's result in; returns what its requests gained."""
@@ -217,3 +222,12 @@ class Batcher:
 
     def _seed(self, seed: int | None) -> int:
         return self.rng.getrandbits(63) if seed is None else seed
+
+
+def _place(masks: list[bytes], mask: bytes) -> int:
+    """Where a mask is among the last of these; it is put at the end if it is not there."""
+    for place in range(len(masks) - 1, max(len(masks) - 1 - NUM_COMPARED, -1), -1):
+        if masks[place] == mask:
+            return place
+    masks.append(mask)
+    return len(masks) - 1

@@ -472,6 +472,17 @@ def test_a_step_under_a_grammar_is_planned_before_the_tokens_of_the_last_are_kno
     assert bench.batcher.due_masks().step == second.step
 
 
+def test_answers_in_like_places_share_a_mask():
+    bench = Bench()
+    for number in range(3):
+        bench.ask(number, [1, 2, number], 5, matcher=FakeMatcher())
+    bench.plan()
+    masks = bench.batcher.due_masks()
+    which = unpack(masks.which)
+    assert len(which) == len(unpack(bench.plans[0].masked))
+    assert len(masks.words) == (max(which) + 1) * 4 * FakeMatcher().num_words
+
+
 def test_a_token_that_the_grammar_forbids_ends_the_request_alone():
     bench = Bench()
     bench.ask(1, [1, 2, 3], 5, matcher=FakeMatcher())

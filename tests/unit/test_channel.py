@@ -82,7 +82,7 @@ MESSAGES = [
         chunks=[Chunk(0, 4, pack([8]), pack([3]), is_last=True)],
         masked=pack([1]),
     ),
-    TokenMasks(7, pack([-1, 5])),
+    TokenMasks(7, pack([-1, 5]), pack([0, 1, 0])),
     WorkerReady(100),
     StepResult(7, pack([5]), [RowLogprobs(0, output=LOGPROBS)]),
     StepResult(8, b"", vectors=[b"\0" * 16, b""]),

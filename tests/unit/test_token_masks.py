@@ -35,17 +35,22 @@ def test_what_is_not_allowed_gets_no_probability(rows, vocab_size, share):
     for row, allowed in zip(rows, bits, strict=True):
         wanted[row, ~allowed] = float("-inf")
     rows_M = torch.tensor(rows, dtype=torch.int32)
+    which_M = torch.arange(len(rows), dtype=torch.int32)
     reference = logits.clone()
-    apply_token_masks_reference(reference, rows_M, words)
+    apply_token_masks_reference(reference, rows_M, words, which_M)
     assert torch.equal(reference, wanted)
-    triton_token_masks.apply_token_masks(got, rows_M.to(DEVICE), words.to(DEVICE))
+    on_device = [it.to(DEVICE) for it in (rows_M, words, which_M)]
+    triton_token_masks.apply_token_masks(got, *on_device)
     assert torch.equal(got.cpu(), wanted)
 
 
-def test_answers_in_the_same_place_of_a_grammar_have_the_same_mask():
+def test_rows_may_have_the_same_mask():
     bits, words = make_masks(2, 100)
     logits = torch.randn(4, 100)
-    which = torch.tensor([0, 1, 0, 0])
-    wanted = logits.masked_fill(~bits[which], float("-inf"))
-    apply_token_masks_reference(logits, torch.arange(4, dtype=torch.int32), words[which])
+    rows_M, which_M = torch.arange(4, dtype=torch.int32), torch.tensor([0, 1, 0, 0]).int()
+    wanted, got = logits.masked_fill(~bits[which_M], float("-inf")), logits.clone().to(DEVICE)
+    apply_token_masks_reference(logits, rows_M, words, which_M)
     assert torch.equal(logits, wanted)
+    on_device = [it.to(DEVICE) for it in (rows_M, words, which_M)]
+    triton_token_masks.apply_token_masks(got, *on_device)
+    assert torch.equal(got.cpu(), wanted)
