@@ -13,12 +13,10 @@ from sgl.lang.loop import loop_thread
 @dataclass
 class GlobalConfig:
     """
-    default_backend              of programs that name none
-    enable_precache_with_tracing  compute what all runs of a batch begin with before they do
+    default_backend  of programs that name none
     """
 
     default_backend: Backend | None = None
-    enable_precache_with_tracing: bool = True
 
 
 global_config = GlobalConfig()
