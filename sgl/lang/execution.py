@@ -12,17 +12,14 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from sgl.errors import ProgramAbortedError, UnknownVariableError
 from sgl.lang import waiting
 from sgl.lang.backends.base import Backend
-from sgl.lang.images import message_content
 from sgl.lang.ir import (
     Argument,
-    Expr,
     Gen,
-    Image,
     Join,
     Role,
     RoleBegin,
@@ -31,67 +28,11 @@ from sgl.lang.ir import (
     ScopeBegin,
     ScopeEnd,
     Select,
-    Video,
 )
 from sgl.lang.loop import loop_thread
-from sgl.lang.prompt import NOTHING_HELD, Answer, Message, Prompt
-
-JoinMode: TypeAlias = Literal["gather_variable", "concate_and_append"]
-
-
-class Variable:
-    """A value that is there, or will be; `value` grows while it is streamed.
-
-    is_gathered  it is a list of what copies made
-    """
-
-    __slots__ = ("error", "is_gathered", "is_set", "meta_info", "value")
-
-    def __init__(self, *, is_gathered: bool = False) -> None:
-        self.value: Any = ""
-        self.meta_info: dict[str, Any] | None = None
-        self.error: BaseException | None = None
-        self.is_gathered = is_gathered
-        self.is_set = False
-
-    def set(self, value: Any, meta_info: dict[str, Any] | None = None) -> None:
-        self.value, self.meta_info, self.is_set = value, meta_info, True
-
-    def fail(self, error: BaseException) -> None:
-        self.error, self.is_set = error, True
-
-
-@dataclass(frozen=True, slots=True)
-class Fork:
-    """Copies begin here."""
-
-    copies: Sequence[Execution]
-
-
-@dataclass(frozen=True, slots=True)
-class Gathered:
-    """A list of what copies made: that of an earlier join, and then the values of `parts`."""
-
-    variable: Variable
-    before: Variable | None
-    parts: Sequence[Variable]
-
-    def fill(self) -> None:
-        before = [] if self.before is None else self.before.value
-        self.variable.set([*before, *(part.value for part in self.parts)])
-
-
-@dataclass(frozen=True, slots=True)
-class Gather:
-    """What the copies have made comes back, in their order."""
-
-    copies: Sequence[Execution]
-    mode: JoinMode
-    into: Sequence[Gathered]
-
-
-Operation: TypeAlias = "Expr | str | Fork | Gather"
-_AT_ONCE = (str, RoleBegin, RoleEnd, ScopeBegin, ScopeEnd, Image, Video)
+from sgl.lang.operations import AT_ONCE, Fork, Gather, Operation, Variable
+from sgl.lang.prompt import Answer
+from sgl.lang.transcript import Said, Transcript
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,23 +53,16 @@ class Settings:
 class Execution:
     """
     variables   declared when the operation that will set them is added
-    messages    what was said in roles that have ended
     fork_point  characters of the text that come from the state it was forked from
     body        the thread that adds to it
     """
 
     __slots__ = (
-        "_begun_at",
         "_copies",
         "_declared_role",
-        "_held",
-        "_images",
         "_is_working",
         "_lock",
-        "_num_images_said",
-        "_role",
         "_scopes",
-        "_suffix",
         "_task",
         "_to_do",
         "_waiters",
@@ -136,29 +70,21 @@ class Execution:
         "error",
         "fork_point",
         "is_ended",
-        "messages",
+        "said",
         "settings",
-        "text",
         "variables",
     )
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.text = ""
-        self.messages: list[Message] = []
+        self.said = Transcript(settings.backend.chat_template)
         self.variables: dict[str, Variable] = {}
         self.error: BaseException | None = None
         self.is_ended = False
         self.fork_point = 0
         self.body = threading.get_ident()
         self._copies: list[Execution] = []
-        self._images: tuple[bytes, ...] = ()
-        self._num_images_said = 0
-        self._held = NOTHING_HELD
-        self._role: Role | None = None
         self._declared_role: Role | None = None
-        self._suffix = ""
-        self._begun_at = 0
         self._scopes: dict[str, tuple[Variable, int]] = {}
         self._to_do: list[tuple[Operation, Variable | None]] = []
         self._is_working = False
@@ -180,7 +106,7 @@ class Execution:
             if self.error is not None:
                 _drop(operation, self.error)
                 return
-            if is_written := is_idle and isinstance(operation, _AT_ONCE):
+            if is_written := is_idle and isinstance(operation, AT_ONCE):
                 self._write(operation, variable)
             else:
                 self._to_do.append((operation, variable))
@@ -342,7 +268,7 @@ class Execution:
         with self._lock:
             while self._to_do:
                 operation, variable = self._to_do.pop(0)
-                if not isinstance(operation, _AT_ONCE):
+                if not isinstance(operation, AT_ONCE):
                     return operation, variable
                 self._write(operation, variable)
             self._is_working = False
@@ -362,56 +288,26 @@ class Execution:
             _drop(operation, self.error)
         self._changed()
 
-    def _write(self, operation: Operation, variable: Variable | None) -> None:
+    def _write(self, operation: Said | ScopeBegin | ScopeEnd, variable: Variable | None) -> None:
         """What needs no backend."""
         match operation:
-            case str():
-                self.text += operation
-            case RoleBegin(role):
-                self._begin_role(role)
-            case RoleEnd(role):
-                self._end_role(role)
             case ScopeBegin(name):
                 assert variable is not None, "it was declared"
-                self._scopes[name] = variable, len(self.text)
+                self._scopes[name] = variable, len(self.said.text)
             case ScopeEnd(name):
                 scope, begin = self._scopes.pop(name)
-                scope.set(self.text[begin:])
-            case Image(data):
-                self._images += (data,)
-                self.text += self.settings.backend.chat_template.image_token
-            case Video(frames):
-                self._images += frames
-                self.text += self.settings.backend.chat_template.image_token * len(frames)
-
-    def _begin_role(self, role: Role) -> None:
-        template = self.settings.backend.chat_template
-        said_first = template.default_system_prompt
-        if not self.messages and role != "system" and said_first is not None:
-            self._begin_role("system")
-            self.text += said_first
-            self._end_role("system")
-        begin, self._suffix = template.marks(role, self.messages)
-        self.text += begin
-        self._role, self._begun_at = role, len(self.text)
-
-    def _end_role(self, role: Role) -> None:
-        said = self.text[self._begun_at :].lstrip()
-        self.text += self._suffix
-        images = self._images[self._num_images_said :]
-        self._num_images_said = len(self._images)
-        token = self.settings.backend.chat_template.image_token
-        self.messages.append({"role": role, "content": message_content(said, images, token)})
-        self._role = None
+                scope.set(self.said.text[begin:])
+            case _:
+                self.said.write(operation)
 
     async def _perform(self, operation: Operation, variable: Variable | None) -> None:
         match operation:
             case Gen(_, sampling):
                 await self._generate(variable or Variable(), sampling)
             case Select(_, choices, temperature, method):
-                backend, prompt = self.settings.backend, self._prompt()
+                backend, prompt = self.settings.backend, self.said.prompt()
                 chosen = await backend.select(prompt, choices, temperature, method)
-                self.text += chosen.decision
+                self.said.write(chosen.decision)
                 if variable is not None:
                     variable.set(chosen.decision, chosen.meta_info)
             case Fork(copies):
@@ -422,36 +318,24 @@ class Execution:
                 raise AssertionError(f"no operation: {operation!r}")
 
     async def _generate(self, variable: Variable, sampling: Sampling) -> None:
-        backend, prompt = self.settings.backend, self._prompt()
+        backend, prompt = self.settings.backend, self.said.prompt()
         wanted = sampling.over(self.settings.defaults)
         if not self.settings.is_streamed:
             answer = await backend.generate(prompt, wanted)
         else:
             answer = Answer("")
             async for answer in backend.stream(prompt, wanted):
-                self.text = prompt.text + answer.text
+                self.said.text = prompt.text + answer.text
                 variable.value, variable.meta_info = answer.text, answer.meta_info
                 self._changed()
-        self.text = prompt.text + answer.text
-        self._held = answer.held
+        self.said.text = prompt.text + answer.text
+        self.said.held = answer.held
         variable.set(answer.text, answer.meta_info)
-
-    def _prompt(self) -> Prompt:
-        begun = None if self._role is None else self.text[self._begun_at :]
-        stops = () if self._role is None else self.settings.backend.chat_template.stops
-        return Prompt(
-            text=self.text,
-            messages=self.messages,
-            begun=begun,
-            images=self._images,
-            stops=stops,
-            held=self._held,
-        )
 
     async def _fork(self, copies: Sequence[Execution]) -> None:
         try:
-            if len(copies) > 1 and self.text:
-                self._held = await self.settings.backend.prefill(self._prompt())
+            if len(copies) > 1 and self.said.text:
+                self.said.held = await self.settings.backend.prefill(self.said.prompt())
         except BaseException as error:
             _drop(Fork(copies), error)
             raise
@@ -463,11 +347,7 @@ class Execution:
         with self._lock:
             if self.error is not None:
                 return
-            self.text, self.fork_point = parent.text, len(parent.text)
-            self.messages = list(parent.messages)
-            self._images, self._num_images_said = parent._images, parent._num_images_said
-            self._held, self._role, self._suffix = parent._held, parent._role, parent._suffix
-            self._begun_at = parent._begun_at
+            self.said, self.fork_point = parent.said.copy(), len(parent.said.text)
             self._is_working = is_waiting = bool(self._to_do)
         if is_waiting:
             self.start()
@@ -479,7 +359,8 @@ class Execution:
             if copy.error is not None:
                 raise copy.error
         if gather.mode == "concate_and_append":
-            self.text += "".join(copy.text[copy.fork_point :] for copy in gather.copies)
+            parts = [copy.said.text[copy.fork_point :] for copy in gather.copies]
+            self.said.write("".join(parts))
         for gathered in gather.into:
             gathered.fill()
 

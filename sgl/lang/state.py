@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
-from sgl.lang.execution import Execution, Fork, Gather, Gathered, JoinMode, Variable
+from sgl.lang.execution import Execution
 from sgl.lang.ir import Expr, Role, RoleBegin, RoleEnd, ScopeBegin, ScopeEnd, join, joined
+from sgl.lang.operations import Fork, Gather, Gathered, JoinMode, Variable
 from sgl.lang.prompt import Message
 
 Addable: TypeAlias = "Expr | str | Sequence[Expr | str]"
@@ -95,12 +96,12 @@ class ProgramState:
     def text(self) -> str:
         """All text, once everything that was added is done."""
         self.sync()
-        return self._execution.text
+        return self._execution.said.text
 
     def messages(self) -> list[Message]:
         """What was said in roles, as OpenAI's API has it."""
         self.sync()
-        return [dict(message) for message in self._execution.messages]
+        return [dict(message) for message in self._execution.said.messages]
 
     def sync(self) -> None:
         """Wait until everything that was added is done."""
@@ -130,7 +131,7 @@ class ProgramState:
                 yield piece if return_meta_data else piece[0]
 
     def __repr__(self) -> str:
-        return f"ProgramState({self._execution.text})"
+        return f"ProgramState({self._execution.said.text})"
 
     def _role(self, role: Role, said: Expr | str | None) -> Any:
         if said is not None:
@@ -228,7 +229,7 @@ class _Reader:
 
     def _text(self) -> str:
         if self._name is None:
-            return self._execution.text
+            return self._execution.said.text
         variable = self._variable()
         return variable.value if variable is not None and isinstance(variable.value, str) else ""
 

@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sgl.lang.backends.base import Backend
-from sgl.lang.execution import Execution, JoinMode, Settings
 from sgl.lang.ir import (
-    DEFAULTS,
     Argument,
     Expr,
     Gen,
@@ -28,8 +26,10 @@ from sgl.lang.ir import (
     joined,
 )
 from sgl.lang.loop import loop_thread
+from sgl.lang.operations import JoinMode
 from sgl.lang.prompt import Prompt
 from sgl.lang.state import ProgramState, ProgramStates
+from sgl.lang.transcript import Transcript
 
 MIN_CACHED_CHARS = 64  # less is not worth a request
 
@@ -75,9 +75,9 @@ class Trace:
     variables: list[str] = field(default_factory=list)
     why_ended: Exception | None = None
 
-    def constant(self) -> list[Expr | str]:
+    def constant(self) -> list[str | RoleBegin | RoleEnd]:
         """What every run begins with."""
-        parts: list[Expr | str] = []
+        parts: list[str | RoleBegin | RoleEnd] = []
         for part in self.parts:
             if not isinstance(part, str | RoleBegin | RoleEnd):
                 break
@@ -206,10 +206,10 @@ def trace(body: Callable[..., Any], names: Sequence[str], given: Mapping[str, An
 
 def constant_text(found: Trace, backend: Backend) -> str:
     """What every run begins with, as the backend's template writes it."""
-    execution = Execution(Settings("trace", backend, DEFAULTS))
+    said = Transcript(backend.chat_template)
     for part in found.constant():
-        execution.submit(part)
-    return execution.text
+        said.write(part)
+    return said.text
 
 
 def cache(found: Trace, backend: Backend) -> str:
