@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import time
 from pathlib import Path
@@ -59,7 +58,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     known = {key: environment()[key] for key in ("device", "commit", "python")}
-    known["device"] += f", {len(os.sched_getaffinity(0))} of them used"
     lines = []
     for program in (adds, reads):
         found = [programs_per_s(program, options.num) for _ in range(options.rounds)]
