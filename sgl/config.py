@@ -256,6 +256,10 @@ class ServerConfig:
         default=2048,
         low=0,
     )
+    disable_linear_tuning: bool = flag(
+        "leave matrix products to the kernels that cuBLAS chooses, without timing others at start",
+        default=False,
+    )
     disable_radix_cache: bool = flag("do not keep the KV of finished requests", default=False)
     schedule_policy: str = flag(
         "order of waiting requests; lpm: longest cached prefix first",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -26,6 +27,7 @@ from sgl.execution.runner import Runner
 from sgl.execution.step_graphs import StepGraphs, recorded_shapes
 from sgl.hardware import free_memory_gib
 from sgl.kernels.collectives import TensorParallel
+from sgl.kernels.tuned_linear import measuring
 from sgl.models.checkpoint import LoadFormat
 from sgl.models.loader import load_model, resolve_dtype
 from sgl.models.pooling import Model, PooledModel
@@ -228,7 +230,9 @@ def _record(
     if not shapes:
         return None
     graphs = StepGraphs(model, table, attention, tp, shapes)
-    graphs.record()
+    tuning = nullcontext() if context.config.disable_linear_tuning else measuring()
+    with tuning:
+        graphs.record()
     return graphs
 
 
