@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 MIN_GAIN = 0.02  # of the time of cuBLAS's own choice; less may be noise
 UNCACHED_BYTES = 128 << 20  # weights that are read in turn, so that no cache holds the next
-LAUNCHES, ROUNDS = 8, 3
+MAX_LAUNCHES, ROUNDS = 8, 3
+MAX_ROWS = 1024  # of 1152 to 2048 not one was run faster by another kernel than cuBLAS's own choice
 
 _Event: Any = torch.cuda.Event  # which has no types
 
@@ -146,7 +147,9 @@ def find_product(
     x_TI: Tensor, weight_OI: Tensor, out_dtype: torch.dtype, *, is_added: bool = False
 ) -> Product | None:
     """The kernel for a product without a bias, if there is a faster one than cuBLAS's own."""
-    if _choices is None or not _is_aligned(x_TI) or not _is_aligned(weight_OI):
+    if _choices is None or len(x_TI) > MAX_ROWS:
+        return None
+    if not _is_aligned(x_TI) or not _is_aligned(weight_OI):
         return None
     (rows, inputs), outputs = x_TI.shape, len(weight_OI)
     shape = ProductShape(rows, outputs, inputs, x_TI.dtype, out_dtype, is_added)
@@ -162,7 +165,7 @@ def time_in_graphs(
 
     On a stream other than the default one, which does not record.
     """
-    copies = UNCACHED_BYTES // (weight_OI.numel() * weight_OI.element_size())
+    copies = UNCACHED_BYTES // weight_OI.nbytes
     weights = [weight_OI, *(weight_OI.clone() for _ in range(copies))]
     x_TI = torch.randn(shape.rows, shape.inputs, dtype=shape.dtype, device=weight_OI.device)
     out_TO = torch.zeros(shape.rows, shape.outputs, dtype=shape.out_dtype, device=weight_OI.device)
@@ -173,7 +176,8 @@ def _time(product: Runnable, x_TI: Tensor, weights: list[Tensor], out_TO: Tensor
     product.run(x_TI, weights[0], out_TO)  # loads the kernel, which cannot be recorded
     graph = torch.cuda.CUDAGraph()
     graph.capture_begin(capture_error_mode="thread_local")
-    for index in range(LAUNCHES):
+    launches = max(2, min(MAX_LAUNCHES, UNCACHED_BYTES // weights[0].nbytes))
+    for index in range(launches):
         product.run(x_TI, weights[index % len(weights)], out_TO)
     graph.capture_end()
     graph.replay()
@@ -184,7 +188,7 @@ def _time(product: Runnable, x_TI: Tensor, weights: list[Tensor], out_TO: Tensor
         graph.replay()
         end.record()
         end.synchronize()
-        times.append(float(start.elapsed_time(end)) / LAUNCHES)
+        times.append(float(start.elapsed_time(end)) / launches)
     return min(times)
 
 
