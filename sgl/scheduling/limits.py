@@ -5,7 +5,7 @@ weights; some prompt tokens beside them cost next to nothing, many make it ten t
 where streams run, prompts get a share of each step: the larger the more streams there are, as new
 requests come more often then, and a multiple of it where several wait:
 
-    32 streams, 1 waits ──▶ 288 tokens a step      32 streams, 50 wait ──▶ 7,200
+    32 streams, 1 waits ──▶ 288 tokens a step      32 streams, 20 wait ──▶ 4,320
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 
 TOKENS_PER_DECODE = 4  # prompt tokens for each stream beside them; its token takes as long as two
-WAITING_PER_SHARE = 2  # requests that wait; each so many get prompts one more share
+SHARES_PER_WAITING = 0.75  # of prompts, for each request that waits
 CONTEXT_OF_A_TOKEN = 8192  # to attend to so many tokens takes as long as the rest of a token's work
 MAX_OVERRUN = 1.25  # a prompt's last tokens are not left for another step
 
@@ -72,5 +72,5 @@ class Limits:
         if not num_decodes:
             return PromptBudget(most)
         share = self.min_prompt_tokens + TOKENS_PER_DECODE * num_decodes
-        gentle = share * max(num_waiting // WAITING_PER_SHARE, 1)
+        gentle = share * max(num_waiting * SHARES_PER_WAITING, 1)
         return PromptBudget(most) if gentle >= most else PromptBudget(gentle, is_gentle=True)

@@ -14,11 +14,10 @@ LIMITS = Limits(max_step_tokens=8192, min_prompt_tokens=192, max_rows=1024, max_
     [
         (0, 1, PromptBudget(8192)),  # nobody is kept waiting
         (1, 1, PromptBudget(196, is_gentle=True)),
-        (32, 3, PromptBudget(320, is_gentle=True)),
-        (32, 4, PromptBudget(640, is_gentle=True)),
-        (32, 50, PromptBudget(8000, is_gentle=True)),
+        (32, 2, PromptBudget(480, is_gentle=True)),
+        (32, 20, PromptBudget(4800, is_gentle=True)),
         (32, 1000, PromptBudget(8160)),  # decodes count against the step
-        (900, 3, PromptBudget(3792, is_gentle=True)),  # a step of many decodes is long anyway
+        (900, 1, PromptBudget(3792, is_gentle=True)),  # a step of many decodes is long anyway
         (8000, 1000, PromptBudget(2048)),  # prompts get a quarter
     ],
 )
