@@ -1,7 +1,7 @@
 """Matrix products by the kernel that was the fastest when they were measured.
 
 cuBLAS chooses by a rule, which has holes: of a model with 8 billion weights, 448 rows of the
-largest product took 294 us on an H200 where another kernel takes 155 and 512 rows take 174. The
+largest product took 287 us on an H200 where another kernel takes 161 and 512 rows take 180. The
 numbers of rows that steps are recorded with are few, so each kernel that could run is timed once
 and the choices are kept in a file: a server that is started again multiplies as it did before.
 """
