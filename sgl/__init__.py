@@ -27,7 +27,11 @@ if TYPE_CHECKING:
         user_end,
         video,
     )
+    from sgl.lang.backends.anthropic import Anthropic
+    from sgl.lang.backends.litellm import LiteLLM
+    from sgl.lang.backends.openai import OpenAI
     from sgl.lang.backends.runtime_endpoint import RuntimeEndpoint
+    from sgl.lang.backends.vertexai import VertexAI
     from sgl.lang.choices import (
         greedy_token_selection,
         token_length_normalized,
@@ -40,11 +44,17 @@ if TYPE_CHECKING:
         set_default_backend,
     )
     from sgl.lang.program import function
+    from sgl.runtime import Runtime
 
 __version__ = "0.1.0"
 __all__ = [
+    "Anthropic",
     "Engine",
+    "LiteLLM",
+    "OpenAI",
+    "Runtime",
     "RuntimeEndpoint",
+    "VertexAI",
     "__version__",
     "assistant",
     "assistant_begin",
@@ -79,7 +89,11 @@ _NAMES = {
         *("system_begin", "user_begin", "assistant_begin"),
         *("system_end", "user_end", "assistant_end"),
     ),
+    "sgl.lang.backends.anthropic": ("Anthropic",),
+    "sgl.lang.backends.litellm": ("LiteLLM",),
+    "sgl.lang.backends.openai": ("OpenAI",),
     "sgl.lang.backends.runtime_endpoint": ("RuntimeEndpoint",),
+    "sgl.lang.backends.vertexai": ("VertexAI",),
     "sgl.lang.choices": (
         "greedy_token_selection",
         "token_length_normalized",
@@ -89,6 +103,7 @@ _NAMES = {
         *("flush_cache", "get_server_info", "global_config", "set_default_backend"),
     ),
     "sgl.lang.program": ("function",),
+    "sgl.runtime": ("Runtime",),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sgl.errors import ProgramAbortedError, UnknownVariableError
@@ -95,25 +95,18 @@ class Execution:
     # called by the program and its readers, on any thread but the loop's
 
     def submit(self, operation: Operation) -> None:
-        """Do it after all that came before. Raises what can be known to be wrong already."""
-        if isinstance(operation, Join):
-            for part in operation.parts:
-                self.submit(part)
-            return
-        variable = self._declared(operation)
-        with self._lock:
-            is_idle = not self._is_working
-            if self.error is not None:
-                _drop(operation, self.error)
-                return
-            if is_written := is_idle and isinstance(operation, AT_ONCE):
-                self._write(operation, variable)
-            else:
-                self._to_do.append((operation, variable))
-                self._is_working = True
-        if is_idle and not is_written:
-            loop_thread().loop.call_soon_threadsafe(self.start)
-        self._changed()
+        """Do it after all that came before. Raises what can be known to be wrong already.
+
+        All parts of one expression are there before the first of them is done.
+        """
+        must_start = False
+        try:
+            for part in operation.parts if isinstance(operation, Join) else (operation,):
+                must_start = self._add(part) or must_start
+        finally:
+            if must_start:
+                loop_thread().loop.call_soon_threadsafe(self.start)
+            self._changed()
         if self.settings.is_inline:
             self.sync()
 
@@ -214,6 +207,21 @@ class Execution:
         copy._is_working = True
         self._copies.append(copy)
         return copy
+
+    def _add(self, operation: Operation) -> bool:
+        """Whether work on the loop must begin; text alone, while nothing waits, is done at once."""
+        variable = self._declared(operation)
+        with self._lock:
+            if self.error is not None:
+                _drop(operation, self.error)
+                return False
+            is_idle = not self._is_working
+            if is_idle and isinstance(operation, AT_ONCE):
+                self._write(operation, variable)
+                return False
+            self._to_do.append((operation, variable))
+            self._is_working = True
+            return is_idle
 
     def _is_complete(self) -> bool:
         """Whether no variable will be declared any more, as far as this thread can wait for it."""
@@ -319,6 +327,8 @@ class Execution:
 
     async def _generate(self, variable: Variable, sampling: Sampling) -> None:
         backend, prompt = self.settings.backend, self.said.prompt()
+        if backend.reads_ahead:
+            prompt = replace(prompt, ahead=self._ahead())
         wanted = sampling.over(self.settings.defaults)
         if not self.settings.is_streamed:
             answer = await backend.generate(prompt, wanted)
@@ -331,6 +341,16 @@ class Execution:
         self.said.text = prompt.text + answer.text
         self.said.held = answer.held
         variable.set(answer.text, answer.meta_info)
+
+    def _ahead(self) -> list[str | Gen]:
+        """What has been added in the role that has begun, as far as it is known what it says."""
+        ahead: list[str | Gen] = []
+        with self._lock:
+            for operation, _ in self._to_do:
+                if not isinstance(operation, str | Gen):
+                    break
+                ahead.append(operation)
+        return ahead
 
     async def _fork(self, copies: Sequence[Execution]) -> None:
         try:

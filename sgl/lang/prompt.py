@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from sgl.lang.ir import Gen
+
 Message: TypeAlias = "dict[str, Any]"  # {"role": …, "content": …}, as OpenAI's API has it
 
 
@@ -36,6 +38,8 @@ class Prompt:
     images    those in the text, in order
     stops     texts that end an answer in this role
     held      the text's beginning, where a backend has tokens of it
+    ahead     what the program has said already that comes after the answer, in the same role; for
+              backends that read it
     """
 
     text: str
@@ -44,6 +48,7 @@ class Prompt:
     images: Sequence[bytes]
     stops: Sequence[str]
     held: Held = NOTHING_HELD
+    ahead: Sequence[str | Gen] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,12 @@ class Backend(ABC):
 
     chat_template  how roles are written in the text of a program
     max_programs   of a batch that are at work at a time, unless `num_threads` says so
+    reads_ahead    prompts tell it what the program says after the answer
     """
 
     chat_template: ChatTemplate = TEMPLATES["default"]
     max_programs: int = 1024
+    reads_ahead: bool = False
 
     @abstractmethod
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Answer:

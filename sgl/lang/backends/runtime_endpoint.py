@@ -67,6 +67,10 @@ class RuntimeEndpoint(NativeBackend):
         tokens: list[list[int]] = (await self._post("/tokenize", fields))["tokens"]
         return tokens
 
+    async def encode(self, prompt: str | Sequence[str]) -> Any:
+        """The vectors of prompts, of a server that gives them."""
+        return await self._post("/encode", {"text": prompt})
+
     async def flush_cache(self) -> bool:
         try:
             await self._post("/flush_cache", {})
