@@ -21,6 +21,7 @@ from sgl.errors import BackendError, ConfigError
 from sgl.lang.backends.runtime_endpoint import RuntimeEndpoint
 from sgl.lang.loop import loop_thread
 from sgl.processes import die_with_parent
+from sgl.tokenizer import Tokenizer
 from sgl.utils import http_request, terminate_process
 
 FIRST_PORT, LAST_PORT = 30000, 65535
@@ -123,11 +124,9 @@ class Runtime:
         """Compute a beginning that many prompts will share."""
         self.generate(prefix, {"max_new_tokens": 0})
 
-    def get_tokenizer(self) -> Any:
-        """The model's, as transformers has it."""
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.endpoint.model_info["tokenizer_path"])
+    def get_tokenizer(self) -> Tokenizer:
+        """The model's: it encodes and decodes."""
+        return Tokenizer.load(self.endpoint.model_info["tokenizer_path"])
 
     def _wait_until_ready(self) -> None:
         while True:

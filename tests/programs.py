@@ -185,6 +185,126 @@ def methods(s):
     s += sgl.gen("last", choices_method=sgl.unconditional_likelihood_normalized, **how)
 
 
+@program(questions=["What is 2 + 2?", "What is the color of the sky?"])
+def few_shot_qa(s, questions):
+    s += "Q: What is 1 + 1?\nA: 2\nQ: What is the color of grass?\nA: green\n"
+    forks = s.fork(len(questions))
+    for fork, question in zip(forks, questions, strict=True):
+        fork += f"Q: {question}\nA:" + sgl.gen("answer", stop="\n", max_tokens=6)
+    return [fork["answer"] for fork in forks]
+
+
+@program(question="How many days does a leap year have?")
+def react(s, question):
+    known = {"leap year": "A leap year has 366 days.", "year": "A year has 365 days."}
+    s += f"Question: {question}\n"
+    for step in range(2):
+        s += f"Thought {step + 1}:" + sgl.gen(f"thought_{step}", stop="\n", max_tokens=8) + "\n"
+        s += f"Action {step + 1}: " + sgl.select(f"action_{step}", ["Search[leap year]", "Finish"])
+        if s[f"action_{step}"] == "Finish":
+            break
+        s += f"\nObservation {step + 1}: {known['leap year']}\n"
+    s += "\nAnswer:" + sgl.gen("answer", stop="\n", max_tokens=6)
+
+
+@program(question="Is 7 a prime number?")
+def tree_of_thought(s, question):
+    s += sgl.user(question + " Think in small steps.")
+    branches = s.fork(3)
+    branches += lambda i: sgl.assistant(f"Step {i + 1}:" + sgl.gen("step", max_tokens=6))
+    branches += sgl.user("Is this step right?")
+    branches += sgl.assistant(sgl.select("verdict", ["yes", "no"]))
+    return [(branch["step"], branch["verdict"]) for branch in branches]
+
+
+@program(essay="I like cats. Cats are good.")
+def llm_judge(s, essay):
+    s += sgl.system("Evaluate an essay about an image.")
+    s += sgl.user("Essay: " + essay)
+    forks = s.fork(3)
+    for fork, dimension in zip(forks, ["Clarity", "Originality", "Evidence"], strict=True):
+        fork += sgl.user(f"Judge its {dimension} in a few words.")
+        fork += sgl.assistant("Judgment:" + sgl.gen("judgment", max_tokens=6, stop="END"))
+    s += sgl.user("Judgments:" + "\n".join(fork["judgment"] for fork in forks) + " Your grade?")
+    s += sgl.assistant(sgl.gen("grade", choices=["A", "B", "C", "D"]))
+
+
+@program()
+def chinese_regex(s):
+    s += sgl.user("法国的首都是哪里?") + sgl.assistant(sgl.gen("city", regex="(巴黎|罗马)[。!]"))
+
+
+@program()
+def grammar(s):
+    s += "An arithmetic expression: "
+    s += sgl.gen("sum", ebnf='start: NUMBER ("+" NUMBER)+ "="\nNUMBER: /[0-9]{1,2}/', max_tokens=16)
+
+
+@program()
+def limits(s):
+    s += "Count: one two three" + sgl.gen("longer", min_tokens=6, max_tokens=8, stop=" ")
+    s += "\nOnce" + sgl.gen("stopped", stop=[",", ".", "!"], max_tokens=16)
+    s += " and" + sgl.gen("none", max_tokens=0) + sgl.gen("more", max_tokens=3)
+
+
+@program()
+def penalties(s):
+    s += "ha ha ha ha" + sgl.gen("fresh", frequency_penalty=2.0, max_tokens=6)
+    s += " ha ha" + sgl.gen("new", presence_penalty=2.0, max_tokens=6)
+
+
+@program()
+def chain_of_thought(s):
+    s += sgl.user("What is 3 + 4?")
+    branches = s.fork(2)
+    for branch, start in zip(branches, ["The", "To"], strict=True):
+        branch += sgl.assistant_begin() + start
+        branch += sgl.gen("rest", max_tokens=6, return_logprob=True, top_logprobs_num=2)
+        branch += sgl.assistant_end()
+    metas = [branch.get_meta_info("rest") for branch in branches]
+    return [
+        [ids for _, ids, _ in meta["output_token_logprobs"]]
+        + [len(top) for top in meta["output_top_logprobs"]]
+        for meta in metas
+    ]
+
+
+@program(names=["Ada", "Grace"])
+def loops_and_lists(s, names):
+    for name in names:
+        s += [f"{name} was a ", sgl.gen(f"job_{name}", max_tokens=4), ". "]
+    s["all"] = [s[f"job_{name}"] for name in names]
+    assert "all" in s
+
+
+@program(topic="tea")
+def parts_of_expressions(s, topic):
+    question = sgl.user("One word about " + topic + "?")
+    answer = sgl.assistant(sgl.gen("word", max_tokens=3, stop=[".", "\n"]))
+    s += question + answer
+    s += sgl.user("And its opposite?") + sgl.assistant(sgl.gen("opposite", max_tokens=3))
+    return s["word"], s["opposite"]
+
+
+@program()
+def empty_and_early(s):
+    s += ""
+    s += sgl.user("Hi") + sgl.assistant("")
+    s += sgl.user("") + sgl.assistant("Hello" + sgl.gen("end", max_tokens=3))
+    if s["end"] is None:
+        s += "never"
+    return "early"
+
+
+@program(lines=5)
+def line_retrieval(s, lines):
+    s += "Below is a record of lines.\n"
+    chunks = s.fork(lines)
+    chunks += lambda i: f"line {i}: the value is {i * 17}\n"
+    chunks.join("concate_and_append")
+    s += "The value of line 3 is" + sgl.gen("value", max_tokens=4, stop="\n")
+
+
 def outcome(state: Any) -> dict[str, Any]:
     """What a program came to."""
     execution = state._execution

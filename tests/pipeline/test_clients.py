@@ -83,8 +83,8 @@ def start(python: Path, modules: list[str], url: str) -> Run:
         "OPENAI_API_KEY": API_KEY,
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # no request to the internet
     }
-    for name in ("PYTHONPATH", "VIRTUAL_ENV"):
-        environment.pop(name, None)
+    environment.pop("VIRTUAL_ENV", None)
+    environment["PYTHONPATH"] = str(ROOT)  # the language, which needs nothing else of ours
     pipe = subprocess.PIPE
     command = [str(python), str(FOLDER / "run.py"), *modules]
     return Run(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True))

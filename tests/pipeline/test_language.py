@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -13,12 +14,14 @@ from functools import partial
 from typing import Any
 
 import pytest
+from fake_backend import wait_until
 from pipeline.server import ROOT, Server
 from programs import CHARACTER, PROGRAMS, outcome
 
 import sgl
-from sgl.errors import BackendError
+from sgl.errors import BackendError, ConfigError
 from sgl.lang.backends.engine import backend_of
+from sgl.utils import http_request
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -45,7 +48,13 @@ def test_roles_are_written_as_the_models_own_template_writes_them(endpoint):
     )
 
 
-def test_programs_come_to_the_same_over_http_and_in_process(endpoint):
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[sgl.Runtime]:
+    with sgl.Runtime(dtype="float32", num_cpu_threads=1) as runtime:
+        yield runtime
+
+
+def test_programs_come_to_the_same_on_every_way_to_the_runtime(endpoint, runtime):
     def run_all(backend: Any) -> dict[str, Any]:
         states = {
             name: program.run(backend=backend, temperature=0, **arguments)
@@ -56,8 +65,10 @@ def test_programs_come_to_the_same_over_http_and_in_process(endpoint):
     over_http = run_all(endpoint)
     with sgl.Engine(dtype="float32", num_cpu_threads=1) as engine:
         in_process = run_all(engine)
+    of_its_own = run_all(runtime)
+    assert len(PROGRAMS) == 30
     for name in PROGRAMS:
-        assert over_http[name] == in_process[name], name
+        assert over_http[name] == in_process[name] == of_its_own[name], name
     variables = {name: found["variables"] for name, found in over_http.items()}
     assert "Berlin" in variables["multi_turn"]["capital"]
     assert "Paris" in variables["text_qa"]["answer"]
@@ -178,3 +189,56 @@ def test_an_engine_is_one_backend_for_all_programs():
         assert backend_of(engine) is backend_of(engine)
         state = PROGRAMS["text_qa"][0].run("What is 1+1?", backend=engine, max_new_tokens=4)
         assert state["answer"]
+
+
+def test_a_runtime_answers_without_programs_too(runtime):
+    params = {"max_new_tokens": 4, "temperature": 0}
+    answer = json.loads(runtime.generate("The capital of France is", params))
+    assert answer["text"].startswith(" Paris")
+    two = json.loads(runtime.generate(["One, two,", "Three, four,"], params, return_logprob=True))
+    assert len(two) == 2
+    assert len(two[0]["meta_info"]["output_token_logprobs"]) == 4
+
+    async def stream() -> list[str]:
+        info = await runtime.get_server_info()
+        assert info["dtype"] == "float32"
+        pieces = [piece async for piece in runtime.add_request("The capital of France is", params)]
+        with pytest.raises(BackendError, match="temperature"):
+            await anext(runtime.async_generate("x", {"temperature": -1}))
+        return pieces
+
+    pieces = asyncio.run(stream())
+    assert len(pieces) > 1
+    assert "".join(pieces) == answer["text"]
+    runtime.cache_prefix("A long beginning that many prompts share, word by word. ")
+    tokenizer = runtime.get_tokenizer()
+    assert tokenizer.decode(tokenizer.encode("Hello there")) == "Hello there"
+
+
+def test_a_runtime_ends_with_its_program_or_when_it_is_told_to():
+    script = (
+        "import os, signal, sgl\n"
+        "runtime = sgl.Runtime(dtype='float32', num_cpu_threads=1)\n"
+        "print(runtime.url, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    url = ended.stdout.strip()
+    assert wait_until(lambda: not is_answering(url))
+
+
+def test_a_runtime_that_cannot_start_says_why():
+    with pytest.raises(ConfigError, match="model-path"):
+        sgl.Runtime(model_pth="typo")
+    with pytest.raises(ConfigError, match="exit code"):
+        sgl.Runtime(model_path="/nonexistent/model")
+
+
+def is_answering(url: str) -> bool:
+    try:
+        return http_request(url + "/health").status_code > 0
+    except OSError:
+        return False

@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "scheduling": {"messages", "sampling_params", "constrained"},
     "protocol": {"messages", "sampling_params", "constrained"},
     "lang": {"sampling_params", "engine"},
-    "runtime": {"lang", "config", "processes", "utils"},
+    "runtime": {"lang", "config", "processes", "tokenizer", "utils"},
     "utils": {"engine"},
     "actors": WHOLE_ENGINE,
     "messages": {"sampling_params"},

@@ -61,7 +61,7 @@ class OpenAIProtocol(ApiBackend):
         prompt, sampling = self._typed(prompt, sampling)
         ask, fields = self._call(prompt, sampling)
         reply = await ask(**fields)
-        self._count(reply.usage)
+        self._count(_usage(reply))
         choice = reply.choices[0]
         text = choice.message.content if self.is_chat else choice.text
         mark = _mark(sampling)
@@ -74,12 +74,12 @@ class OpenAIProtocol(ApiBackend):
         text = _mark(sampling)
         fields |= {"stream": True, "stream_options": {"include_usage": True}}
         async for event in await ask(**fields):
-            self._count(event.usage)
+            self._count(usage := _usage(event))
             for choice in event.choices[:1]:
                 text += (choice.delta.content if self.is_chat else choice.text) or ""
                 meta_info |= _meta_info(event, choice)
-            if event.usage is not None:
-                meta_info |= _counts(event.usage)
+            if usage is not None:
+                meta_info |= _counts(usage)
             yield Answer(text, meta_info)
         yield Answer(text + _mark(sampling), meta_info)
 
@@ -221,7 +221,7 @@ class OpenAI(OpenAIProtocol):
             temperature=temperature,
             logit_bias={str(token): FORCED for token in following},
         )
-        self._count(reply.usage)
+        self._count(_usage(reply))
         text = reply.choices[0].text
         named = [token for token in following if tokenizer.decode([token]) == text]
         named += [token for token in following if tokenizer.decode([token]).strip() == text.strip()]
@@ -253,9 +253,15 @@ def _mark(sampling: Sampling) -> str:
 
 def _meta_info(reply: Any, choice: Any) -> Fields:
     meta_info: Fields = {"id": reply.id, "finish_reason": choice.finish_reason}
-    if choice.logprobs is not None:
-        meta_info["logprobs"] = choice.logprobs.model_dump()
-    return meta_info | (_counts(reply.usage) if reply.usage is not None else {})
+    if (logprobs := getattr(choice, "logprobs", None)) is not None:
+        meta_info["logprobs"] = logprobs.model_dump()
+    usage = _usage(reply)
+    return meta_info | (_counts(usage) if usage is not None else {})
+
+
+def _usage(reply: Any) -> Any:
+    """LiteLLM leaves out what is not there."""
+    return getattr(reply, "usage", None)
 
 
 def _counts(usage: Any) -> Fields:

@@ -8,6 +8,7 @@ from typing import Any
 import litellm
 from pydantic import BaseModel, Field
 
+import sgl
 from checks.common import (
     ANSWER,
     API_KEY,
@@ -210,3 +211,19 @@ def check_errors() -> None:
 def check_an_overflow_is_recognised() -> None:
     too_long = [{"role": "user", "content": TOO_LONG}]
     raised(litellm.ContextWindowExceededError, messages=too_long)
+
+
+def check_program() -> None:
+    backend = sgl.LiteLLM(
+        "openai/default", api_key=API_KEY, base_url=BASE_URL, timeout=TIMEOUT_S, max_retries=0
+    )
+
+    @sgl.function
+    def ask(s):
+        s += sgl.user(MESSAGES[0]["content"])
+        s += sgl.assistant(sgl.gen("answer", max_tokens=12, temperature=0))
+
+    assert ask.run(backend=backend)["answer"] == ANSWER
+    streamed = ask.run(backend=backend, stream=True)
+    assert "".join(streamed.text_iter("answer")) == ANSWER
+    assert backend.token_usage.prompt_tokens >= NUM_QUESTION_TOKENS
