@@ -11,7 +11,7 @@ from sgl.lang.chat_template import template_of
 from sgl.lang.choices import ChoicesDecision, ChoicesSamplingMethod
 from sgl.lang.ir import Sampling
 from sgl.lang.loop import loop_thread
-from sgl.lang.prompt import Answer, Held, Prompt
+from sgl.lang.prompt import Answer, Prompt
 
 SOON_S = 2.0
 
@@ -74,9 +74,8 @@ class FakeBackend(Backend):
         self.prompts.append(prompt)
         return ChoicesDecision(max(choices, key=len), {"temperature": temperature})
 
-    async def prefill(self, prompt: Prompt) -> Held:
+    async def prefill(self, prompt: Prompt) -> None:
         self.prefilled.append(prompt.text)
-        return prompt.held
 
 
 def wait_until(holds: Callable[[], object]) -> bool:

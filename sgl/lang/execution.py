@@ -146,10 +146,10 @@ class Execution:
         )
 
     def told(self, error: BaseException, name: str) -> BaseException:
-        """The error itself, with a note of where it was met."""
-        note = f"in program {self.settings.program!r}, variable {name!r}"
-        if note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
+        """The error itself, with a note of where it came up."""
+        begin = f"in program {self.settings.program!r}"
+        if not any(note.startswith(begin) for note in getattr(error, "__notes__", ())):
+            error.add_note(f"{begin}, variable {name!r}")
         return error
 
     def sync(self) -> None:
@@ -157,8 +157,10 @@ class Execution:
         self.wait(lambda: not self._is_working)
 
     def end(self) -> None:
-        """The body is over: nothing is added any more."""
+        """The body is over: nothing is added any more, nor to its copies."""
         self.is_ended = True
+        for copy in self._copies:
+            copy.end()
         self._changed()
 
     @property
@@ -259,13 +261,18 @@ class Execution:
         self._task = asyncio.get_running_loop().create_task(self._work())
 
     async def _work(self) -> None:
+        variable: Variable | None = None
         try:
             while (job := self._next()) is not None:
-                await self._perform(*job)
+                operation, variable = job
+                await self._perform(operation, variable)
                 self._changed()
         except asyncio.CancelledError:
             self.fail(ProgramAbortedError(f"program {self.settings.program!r} was ended"))
         except Exception as error:
+            for name, one in self.variables.items():
+                if one is variable:
+                    self.told(error, name)
             self.fail(error)
         finally:
             self._task = None
@@ -355,7 +362,7 @@ class Execution:
     async def _fork(self, copies: Sequence[Execution]) -> None:
         try:
             if len(copies) > 1 and self.said.text:
-                self.said.held = await self.settings.backend.prefill(self.said.prompt())
+                await self.settings.backend.prefill(self.said.prompt())
         except BaseException as error:
             _drop(Fork(copies), error)
             raise

