@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from fake_backend import wait_until
 from pipeline.server import ROOT, Server
+from pipeline.server import wait_until as server_wait_until
 from programs import CHARACTER, PROGRAMS, outcome
 
 import sgl
@@ -165,6 +166,27 @@ def test_when_a_server_dies_its_programs_end(tmp_path):
         threading.Timer(1.0, kill).start()
         with pytest.raises(BackendError, match="does not answer"):
             long.run_batch([{"n": n} for n in range(16)], backend=endpoint)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_an_interrupt_ends_a_batch_and_its_requests(server, reads):
+    script = (
+        "import sgl\n"
+        "@sgl.function\n"
+        "def long(s, n):\n"
+        "    s += f'Story {n}:' + sgl.gen('story', max_tokens=400, ignore_eos=True)\n"
+        f"    return s['story'] if {reads} else None\n"
+        f"endpoint = sgl.RuntimeEndpoint('http://127.0.0.1:{server.port}')\n"
+        "long.run_batch([{'n': n} for n in range(16)], backend=endpoint)\n"
+    )
+    command = [sys.executable, "-c", script]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    is_busy = partial(server.gauge, "num_running_reqs")
+    assert server_wait_until(is_busy, 20)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=5)
+    assert complaint.rstrip().endswith("KeyboardInterrupt")
+    assert server_wait_until(lambda: not is_busy(), 5)
 
 
 def test_the_examples_of_its_page_run(server, tmp_path):

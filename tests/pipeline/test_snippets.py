@@ -165,17 +165,31 @@ def test_readme_engine(port, tmp_path):
 
 @pytest.mark.usefixtures("no_backend")
 def test_readme_local_models(port, capsys):
-    state = readme("local_models", port)["state"]
+    first, second = talked(readme("local_models", port)["state"], capsys.readouterr().out)
+    assert second["cached_tokens"] >= first["prompt_tokens"]
+
+
+@pytest.mark.usefixtures("no_backend")
+def test_readme_openai_models(port, capsys, monkeypatch):
+    """This server, as if it were OpenAI's."""
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{port}/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
+    first, second = talked(readme("openai_models", port)["state"], capsys.readouterr().out)
+    assert second["prompt_tokens"] > first["prompt_tokens"] + first["completion_tokens"]
+
+
+def talked(state: Any, printed: str) -> list[Names]:
+    """What was told with the two answers."""
     assert roles(state) == TALK
     answers = [state["answer_1"], state["answer_2"]]
     assert said(state) == [
         *(HELPFUL, "What is the capital of the United States?", answers[0].lstrip()),
         *("List two local attractions.", answers[1].lstrip()),
     ]
-    assert capsys.readouterr().out == shown(state) + answers[0] + "\n"
-    first, second = (state.get_meta_info(name) for name in ("answer_1", "answer_2"))
-    assert max(first["completion_tokens"], second["completion_tokens"]) <= 256
-    assert second["cached_tokens"] >= first["prompt_tokens"]
+    assert printed == shown(state) + answers[0] + "\n"
+    told = [state.get_meta_info(name) for name in ("answer_1", "answer_2")]
+    assert all(0 < one["completion_tokens"] <= 256 for one in told)
+    return told
 
 
 @pytest.mark.parametrize("tool", ["calculator", "search engine"])
@@ -216,17 +230,17 @@ def test_readme_constrained_decoding(port):
     assert state.text() == f"{question}A: {state['answer']}"
 
 
-@pytest.mark.parametrize("indent", ["as in 000 and 004", "as in 001"])
+@pytest.mark.parametrize("indent", ["four spaces", "one space"])
 def test_readme_json_decoding(port, indent):
     names = Names()
     code = README["import"] + README["json_decoding"]
-    if indent == "as in 001":
+    if indent == "one space":
         code = re.sub(r'r""" +', 'r""" ', code)
     execute(code, port, names)
     state = names["character_gen"].run(name="Harry Potter")
     answer = state["json_output"]
     assert re.fullmatch(names["character_regex"], answer)
-    assert answer.startswith('{\n    "name"' if indent != "as in 001" else '{\n "name"')
+    assert answer.startswith('{\n    "name"' if indent != "one space" else '{\n "name"')
     assert state.get_meta_info("json_output")["finish_reason"]["type"] == "stop"
     assert state.text() == (
         "Harry Potter is a character in Harry Potter. Please fill in the following information "

@@ -1,11 +1,11 @@
-"""Cells of SGLang's notebook about its language, document 003, in their order."""
+"""Cells of SGLang's notebook about its language, in their order."""
 
 # ruff: noqa: E501 - lines are as long as they are in the document
 
 from __future__ import annotations
 
 NOTEBOOK = {
-    # 003, before the first heading, cell 1
+    # before the first heading, cell 1
     "server": r"""
 from sglang.utils import (
     execute_shell_command,
@@ -19,13 +19,13 @@ server_process = execute_shell_command(
 )
 wait_for_server("http://localhost:30333")
 """,
-    # 003, before the first heading, cell 2
+    # before the first heading, cell 2
     "backend": r"""
 from sglang import set_default_backend, RuntimeEndpoint
 
 set_default_backend(RuntimeEndpoint("http://localhost:30333"))
 """,
-    # 003, Multi-turn conversation, cell 3
+    # Multi-turn conversation, cell 3
     "multi_turn": r"""
 from sglang import function, system, user, assistant, gen
 
@@ -51,7 +51,7 @@ print_highlight(state["capital"])
 print_highlight("#" * 50)
 print_highlight(state["building"])
 """,
-    # 003, Control Flow, cell 4
+    # Control Flow, cell 4
     "control_flow": r"""
 @function
 def control_flow(s, question: str):
@@ -81,7 +81,7 @@ state = control_flow.run(question="Can you help me write a story about time trav
 print_highlight(state["creative_response"])
 print_highlight("#" * 50)
 """,
-    # 003, Parallelism, cell 5
+    # Parallelism, cell 5
     "parallelism": r"""
 @function
 def parallel_sample(s, question, n):
@@ -99,7 +99,7 @@ for answer in states["answer"]:
     print_highlight(answer)
     print_highlight("-" * 50)
 """,
-    # 003, Constrained Decoding, cell 6
+    # Constrained Decoding, cell 6
     "birth_date": r"""
 @function
 def regular_expression_gen(s):
@@ -116,7 +116,7 @@ def regular_expression_gen(s):
 state = regular_expression_gen.run()
 print_highlight(state["answer"])
 """,
-    # 003, Constrained Decoding, cell 7
+    # Constrained Decoding, cell 7
     "character": r'''
 import json
 
@@ -150,7 +150,7 @@ def generate_character(s, name):
 state = generate_character.run(name="Harry Potter")
 print_highlight(state["character"])
 ''',
-    # 003, Batching, cell 8
+    # Batching, cell 8
     "batching": r"""
 @function
 def simple_qa(s, question: str):
@@ -170,7 +170,7 @@ for state in states:
     print_highlight(f"Answer: {state['answer']}")
     print_highlight("-" * 50)
 """,
-    # 003, Streaming, cell 9
+    # Streaming, cell 9
     "streaming": r"""
 @function
 def stream_qa(s, question: str):
@@ -182,7 +182,7 @@ state = stream_qa.run(question="Who was the first man on the moon?", stream=True
 for out in state.text_iter():
     print_highlight(out)
 """,
-    # 003, Roles, cell 10
+    # Roles, cell 10
     "roles": r"""
 from sglang import user_begin, user_end, assistant_begin, assistant_end
 
@@ -205,7 +205,7 @@ def roles(s):
 state = roles.run()
 print_highlight(state["story"])
 """,
-    # 003, Roles, cell 11
+    # Roles, cell 11
     "terminate": r"""
 terminate_process(server_process)
 """,

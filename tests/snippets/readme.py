@@ -1,7 +1,6 @@
 """Code of SGLang's README, as it is written there, each under its heading.
 
-004 is the document of release 0.3.4. 000 and 001 are texts of an earlier page, which have lost
-lines or indentation; what is left of a snippet there is the same.
+That of release 0.3.4. An earlier page has the same code, less the embedding, the engine and roles.
 """
 
 # ruff: noqa: E501 - lines are as long as they are in the documents
@@ -9,7 +8,7 @@ lines or indentation; what is left of a snippet there is the same.
 from __future__ import annotations
 
 README = {
-    # 004, Backend, Quick Start; the same in 000 and 001
+    # Backend, Quick Start
     "curl": r"""
 curl http://localhost:30000/generate \
   -H "Content-Type: application/json" \
@@ -21,7 +20,7 @@ curl http://localhost:30000/generate \
     }
   }'
 """,
-    # 004, OpenAI Compatible API; 000 and 001 have it without the embedding
+    # OpenAI Compatible API
     "openai": r"""
 import openai
 client = openai.Client(
@@ -55,7 +54,7 @@ response = client.embeddings.create(
 )
 print(response)
 """,
-    # 004, Engine Without HTTP Server
+    # Engine Without HTTP Server
     "engine": r"""
 import sglang as sgl
 
@@ -77,7 +76,7 @@ def main():
 if __name__ == "__main__":
     main()
 """,
-    # 004, Frontend, Quick Start, Using Local Models; the same in 000 and 001
+    # Frontend, Quick Start, Using Local Models
     "local_models": r"""
 from sglang import function, system, user, assistant, gen, set_default_backend, RuntimeEndpoint
 
@@ -101,11 +100,11 @@ for m in state.messages():
 
 print(state["answer_1"])
 """,
-    # 004, Language Feature; the same in 000 and 001
+    # Language Feature
     "import": r"""
 import sglang as sgl
 """,
-    # 004, Control Flow; the same in 000 and 001
+    # Control Flow
     "control_flow": r"""
 @sgl.function
 def tool_use(s, question):
@@ -117,7 +116,7 @@ def tool_use(s, question):
     elif s["tool"] == "search engine":
         s += "The key word to search is" + sgl.gen("word")
 """,
-    # 004, Parallelism; the same in 000 and 001
+    # Parallelism
     "parallelism": r"""
 @sgl.function
 def tip_suggestion(s):
@@ -135,7 +134,7 @@ def tip_suggestion(s):
     s += "Tip 2:" + forks[1]["detailed_tip"] + "\n"
     s += "In summary" + sgl.gen("summary")
 """,
-    # 004, Constrained Decoding; the same in 000 and 001
+    # Constrained Decoding
     "constrained_decoding": r"""
 @sgl.function
 def regular_expression_gen(s):
@@ -146,7 +145,7 @@ def regular_expression_gen(s):
         regex=r"((25[0-5]|2[0-4]\d|[01]?\d\d?).){3}(25[0-5]|2[0-4]\d|[01]?\d\d?)",
     )
 """,
-    # 004, JSON Decoding; the same in 000, and in 001 with single spaces
+    # JSON Decoding
     "json_decoding": r'''
 character_regex = (
     r"""\{\n"""
@@ -170,7 +169,7 @@ def character_gen(s, name):
     s += name + " is a character in Harry Potter. Please fill in the following information about this character.\n"
     s += sgl.gen("json_output", max_tokens=256, regex=character_regex)
 ''',
-    # 004, Batching; the same in 000 and 001
+    # Batching
     "batching": r"""
 @sgl.function
 def text_qa(s, question):
@@ -186,7 +185,7 @@ states = text_qa.run_batch(
     progress_bar=True
 )
 """,
-    # 004, Streaming; the same in 000 and 001
+    # Streaming
     "streaming": r"""
 @sgl.function
 def text_qa(s, question):
@@ -202,7 +201,7 @@ state = text_qa.run(
 for out in state.text_iter():
     print(out, end="", flush=True)
 """,
-    # 004, Roles
+    # Roles
     "roles": r"""
 @sgl.function
 def chat_example(s):
@@ -217,3 +216,10 @@ def chat_example(s):
     s += sgl.assistant_end()
 """,
 }
+
+# Frontend, Quick Start, Using OpenAI Models: the same program on another backend
+README["openai_models"] = (
+    README["local_models"]
+    .replace("RuntimeEndpoint\n", "OpenAI\n")
+    .replace('RuntimeEndpoint("http://localhost:30000")', 'OpenAI("gpt-3.5-turbo")')
+)
