@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from sgl.lang.backends.api import ApiBackend, Fields, image_parts, missing, split_system
+from sgl.lang.backends.api import (
+    MAX_RETRIES,
+    ApiBackend,
+    Fields,
+    image_parts,
+    missing,
+    split_system,
+)
 from sgl.lang.chat_template import TEMPLATES
 from sgl.lang.ir import DEFAULTS, Sampling
 from sgl.lang.loop import loop_thread
 from sgl.lang.prompt import Answer, Message, Prompt
 
-MAX_RETRIES = 3
 _NEW_MODELS_TAKE_NONE = ("temperature", "top_p", "top_k")  # nor has their SDK a word for them
 
 
@@ -65,8 +71,8 @@ class Anthropic(ApiBackend):
             fields["messages"].append({"role": "assistant", "content": begun})
         if system:
             fields["system"] = system
-        known = self.known(sampling.with_stops(prompt.stops))
-        stops = list(dict.fromkeys(known.pop("stop", ())))
+        known = self.known(prompt, sampling)
+        stops = known.pop("stop", [])
         if sent := [stop for stop in stops if stop.strip()]:
             fields["stop_sequences"] = sent
         if known.get("temperature") == DEFAULTS.temperature:  # the API's own, too

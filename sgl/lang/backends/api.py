@@ -15,6 +15,8 @@ from sgl.lang.prompt import Answer, Message, Prompt
 
 Fields: TypeAlias = "dict[str, Any]"
 
+MAX_RETRIES = 3  # of a request that the API was too busy for
+
 _NEUTRAL: Fields = {"top_k": -1, "min_p": 0.0, "min_tokens": 0, "ignore_eos": False}
 
 
@@ -54,8 +56,9 @@ class ApiBackend(Backend):
     def speculating(self, num_tokens: int) -> Backend:
         return Speculation(self, num_tokens)
 
-    def known(self, sampling: Sampling) -> Fields:
-        """What is said and known to the API, by our names."""
+    def known(self, prompt: Prompt, sampling: Sampling) -> Fields:
+        """What is said and known to the API, by our names; each stop once, the role's too."""
+        sampling = sampling.with_stops(prompt.stops)
         said: Fields = {}
         for name in Sampling.__dataclass_fields__:
             value = getattr(sampling, name)
@@ -66,6 +69,8 @@ class ApiBackend(Backend):
             elif name not in self._warned:
                 self._warned.add(name)
                 warnings.warn(f"{type(self).__name__} has no {name}: it is not sent", stacklevel=2)
+        if stops := said.pop("stop", None):
+            said["stop"] = list(dict.fromkeys(stops))
         return said
 
 

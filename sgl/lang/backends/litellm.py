@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sgl.lang.backends.api import missing
-from sgl.lang.backends.openai import MAX_RETRIES, OpenAIProtocol
+from sgl.lang.backends.api import MAX_RETRIES, missing
+from sgl.lang.backends.openai import OpenAIProtocol
 
 
 class LiteLLM(OpenAIProtocol):

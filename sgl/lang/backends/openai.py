@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from sgl.errors import BackendError
-from sgl.lang.backends.api import ApiBackend, Fields, conversation, missing
+from sgl.lang.backends.api import MAX_RETRIES, ApiBackend, Fields, conversation, missing
 from sgl.lang.chat_template import template_for, template_of
 from sgl.lang.choices import ChoicesDecision, ChoicesSamplingMethod
 from sgl.lang.ir import Sampling
@@ -22,7 +22,6 @@ COMPLETION_MODELS = ("gpt-3.5-turbo-instruct", "davinci-002", "babbage-002")
 REASONING_MODELS = re.compile(r"o\d|gpt-5")  # whose limit on tokens goes by another name
 MAX_BIASED = 300  # tokens, by the API
 FORCED = 100  # a bias that leaves a token no choice but to come
-MAX_RETRIES = 3
 
 
 class Tokenizer(Protocol):
@@ -59,7 +58,7 @@ class OpenAIProtocol(ApiBackend):
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Answer:
         prompt, sampling = self._typed(prompt, sampling)
-        ask, fields = self._call(prompt, sampling)
+        ask, fields = await self._call(prompt, sampling)
         reply = await ask(**fields)
         self._count(_usage(reply))
         choice = reply.choices[0]
@@ -69,7 +68,7 @@ class OpenAIProtocol(ApiBackend):
 
     async def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncIterator[Answer]:
         prompt, sampling = self._typed(prompt, sampling)
-        ask, fields = self._call(prompt, sampling)
+        ask, fields = await self._call(prompt, sampling)
         meta_info: Fields = {}
         text = _mark(sampling)
         fields |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -96,19 +95,17 @@ class OpenAIProtocol(ApiBackend):
             return replace(prompt, text=prompt.text + '"'), sampling.with_stops(['"'])
         return prompt, sampling.with_stops([" "])
 
-    def _call(self, prompt: Prompt, sampling: Sampling) -> tuple[Any, Fields]:
+    async def _call(self, prompt: Prompt, sampling: Sampling) -> tuple[Any, Fields]:
         """Chat or completion, and what it gets."""
-        known = self.known(sampling.with_stops(prompt.stops))
+        known = self.known(prompt, sampling)
         dtype, schema = known.pop("dtype", None), known.pop("json_schema", None)
         with_logprobs, num_top = known.pop("return_logprob", None), known.pop("top_logprobs_num", 0)
-        if "stop" in known:
-            known["stop"] = list(dict.fromkeys(known["stop"]))
         fields: Fields = {"model": self.model_name, **known}
         if not self.is_chat:
             if prompt.images:
                 raise BackendError(f"{self.model_name} is a model for text alone")
             if dtype == "int":
-                fields["logit_bias"] = self.digits()
+                fields["logit_bias"] = await self.digits()
             if with_logprobs:
                 fields["logprobs"] = num_top
             return self.complete, fields | {"prompt": prompt.text}
@@ -121,7 +118,7 @@ class OpenAIProtocol(ApiBackend):
             fields["max_completion_tokens"] = fields.pop("max_tokens")
         return self.chat, fields | {"messages": conversation(prompt)}
 
-    def digits(self) -> Mapping[str, int]:
+    async def digits(self) -> Mapping[str, int]:
         """A bias to the tokens that whole numbers are made of."""
         raise BackendError(f"{self.model_name} has no tokenizer here, which integers need")
 
@@ -237,11 +234,10 @@ class OpenAI(OpenAIProtocol):
             self._tokenizer = await asyncio.to_thread(_tokenizer_of, self.model_name)
         return self._tokenizer
 
-    def digits(self) -> Mapping[str, int]:
-        if self._tokenizer is None:
-            self._tokenizer = _tokenizer_of(self.model_name)
+    async def digits(self) -> Mapping[str, int]:
+        tokenizer = await self._loaded_tokenizer()
         allowed = [*map(str, range(1000)), " ", "-"]
-        ids = [self._tokenizer.encode(text) for text in allowed]
+        ids = [tokenizer.encode(text) for text in allowed]
         single = dict.fromkeys(one[0] for one in ids if len(one) == 1)
         return {str(token): FORCED for token in list(single)[:MAX_BIASED]}
 

@@ -81,10 +81,8 @@ class VertexAI(ApiBackend):
 
     def _call(self, prompt: Prompt, sampling: Sampling) -> Fields:
         system, messages = split_system(conversation(prompt))
-        known = self.known(sampling.with_stops(prompt.stops))
+        known = self.known(prompt, sampling)
         config: Fields = {_NAMES.get(name, name): value for name, value in known.items()}
-        if "stop_sequences" in config:
-            config["stop_sequences"] = list(dict.fromkeys(config["stop_sequences"]))
         if (schema := config.pop("json_schema", None)) is not None:
             config["response_mime_type"] = "application/json"
             config["response_json_schema"] = json.loads(schema)
