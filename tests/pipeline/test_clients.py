@@ -66,7 +66,7 @@ class Run:
     complaints: str = ""
 
     def wait(self) -> None:
-        if self.process.returncode is not None:
+        if self.process.stdout is not None and self.process.stdout.closed:  # it was read already
             return
         try:
             told, self.complaints = self.process.communicate(timeout=RUN_TIMEOUT_S)
