@@ -3,9 +3,9 @@
     python -m benchmarks.gpu_collectives [--ranks 2]
 
 Microseconds of one call among many recorded in a CUDA graph, for rows of 4096 bfloat16 numbers;
-both are checked against a sum in float64 first. Of one row the product before the sum, too: alone,
-with the sum, and with a sum of which the product itself sends the parts. Then ours is called often:
-no rank may lose count of what it has exchanged, for then it waits for ever.
+both are checked against a sum in float64 first. Of one row the product before the sum, too: alone, with
+the sum, and with a sum of which the product itself sends the parts. Then ours is called millions of
+times: no rank may lose count of what it has exchanged, for then it waits for ever.
 """
 
 from __future__ import annotations
