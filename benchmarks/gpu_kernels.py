@@ -33,7 +33,7 @@ from sgl.kernels.step_tokens import best_tokens
 from sgl.kernels.triton_decode_attention import choose_tile, decode_attention, num_splits
 from sgl.kernels.triton_extend_attention import RunPlanner, extend_attention
 from sgl.kernels.triton_extend_attention import choose_tile as choose_extend_tile
-from sgl.kernels.triton_gemv import gated_gemv, gemv
+from sgl.kernels.triton_gemv import gemv
 from sgl.kernels.triton_penalties import apply_penalties
 from sgl.kernels.triton_rms_norm import add_rms_norm, rms_norm
 from sgl.kernels.triton_sampling import sample_tokens
@@ -104,12 +104,17 @@ def bench_gemv(gbs: float) -> Iterator[dict[str, object]]:
         yield {"kernel": "gemv", "shape": name, "how": "ours", "us": us, "share": floor / us,
                "best": [(round(us, 2), config) for us, config in best[:4]]}  # fmt: skip
         if "gate_up" in name:
-            apart = [lambda w=w: silu_and_mul(gemv(x, w, torch.bfloat16)) for w in weights]
-            together = [lambda w=w: gated_gemv(x, w) for w in weights]
-            for how, call in (("and the gate", apart), ("with the gate", together)):
+            for how, is_gated in (("with the gate", True), ("and the gate", False)):
+                call = [lambda w=w, g=is_gated: gate_of(x, w, g) for w in weights]
                 yield {"kernel": "gemv", "shape": name, "how": how, "us": microseconds(call)}
         del weights
         torch.cuda.empty_cache()
+
+
+def gate_of(x: torch.Tensor, weight: torch.Tensor, is_gated: bool) -> torch.Tensor:
+    """In one kernel, or in two."""
+    y = gemv(x, weight, torch.bfloat16, is_gated=is_gated)
+    return y if is_gated else silu_and_mul(y)
 
 
 def bench_decode(gbs: float) -> Iterator[dict[str, object]]:

@@ -10,14 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sgl.kernels.peer_memory import MAX_WORD_ROWS, PeerMemory, SentPart
+from sgl.kernels.peer_memory import MAX_WORD_ROWS, PeerMemory
 from sgl.kernels.rms_norm import add_rms_norm
 
 logger = logging.getLogger(__name__)
-
-Delta = Tensor | SentPart | None
-"""What a layer adds to the residual stream: each rank's part of it, which may be with the other
-ranks already; or nothing that is left to add."""
 
 
 @dataclass(frozen=True)
@@ -109,19 +105,16 @@ class TensorParallel:
         return x
 
     def add_rms_norm(
-        self, stream_TD: Tensor, delta_TD: Tensor | SentPart, weight_D: Tensor, eps: float
+        self, stream_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float
     ) -> Tensor:
         """Add every rank's `delta_TD` to `stream_TD` in place; returns the norm of the sum."""
-        is_sent = isinstance(delta_TD, SentPart)
-        part_TD = delta_TD.part_TD if isinstance(delta_TD, SentPart) else delta_TD
-        if self.peers is not None and self.peers.takes(part_TD):
+        if self.peers is not None and self.peers.takes(delta_TD):
             from sgl.kernels import triton_reduce_norm
 
             return triton_reduce_norm.reduce_rms_norm(
-                stream_TD, part_TD, weight_D, eps, self.peers, is_sent=is_sent
+                stream_TD, delta_TD, weight_D, eps, self.peers
             )
-        assert not is_sent, "what other ranks have got must be summed where they have it"
-        return add_rms_norm(stream_TD, self.all_reduce(part_TD), weight_D, eps)
+        return add_rms_norm(stream_TD, self.all_reduce(delta_TD), weight_D, eps)
 
     def all_gather_last(self, x: Tensor) -> Tensor:
         """Every rank's `x` side by side along the last axis, in rank order."""

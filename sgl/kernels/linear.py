@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgl.kernels.peer_memory import PeerMemory, SentPart
 from sgl.kernels.silu_and_mul import silu_and_mul
 from sgl.kernels.tuned_linear import find_product
 
@@ -47,18 +46,8 @@ def gated_linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tens
     if _is_gemv(x_TI, weight_OI, bias_O):
         from sgl.kernels import triton_gemv
 
-        return triton_gemv.gated_gemv(x_TI, weight_OI)
+        return triton_gemv.gemv(x_TI, weight_OI, x_TI.dtype, is_gated=True)
     return silu_and_mul(linear(x_TI, weight_OI, bias_O))
-
-
-def sent_linear(x_TI: Tensor, weight_OI: Tensor, peers: PeerMemory) -> SentPart | None:
-    """x @ weight.T, sent to the other ranks while it is computed; None if that is not faster."""
-    is_row = len(weight_OI) % 2 == 0 and len(weight_OI) * x_TI.itemsize == peers.row_bytes
-    if not is_row or not _is_gemv(x_TI, weight_OI, None):
-        return None
-    from sgl.kernels import triton_gemv
-
-    return SentPart(triton_gemv.sent_gemv(x_TI, weight_OI, peers))
 
 
 def _is_gemv(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> bool:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -93,12 +92,6 @@ class PeerMemory:
         """Whether the inboxes have room for rows like these."""
         T, D = x_TD.shape
         return self.max_rows >= T and D * x_TD.itemsize == self.row_bytes
-
-
-class SentPart(NamedTuple):
-    """This rank's part of a sum, which the other ranks have got already, as words."""
-
-    part_TD: Tensor
 
 
 def _unreachable(device: torch.device, size: int) -> str:

@@ -88,7 +88,6 @@ def _reduce_norm_words_kernel(
     R: tl.constexpr,
     D: tl.constexpr,
     W: tl.constexpr,
-    IS_SENT: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_D: tl.constexpr,
     USE_PDL: tl.constexpr,
@@ -111,11 +110,9 @@ def _reduce_norm_words_kernel(
     stamp = count.to(tl.int64) << 32
     at = ((count % 2).to(tl.int64) * N * R + row) * W + w
     stamped = stamp | (part.to(tl.int64) & 0xFFFFFFFF)
-    if not IS_SENT:
-        for step in tl.static_range(1, N):
-            inbox = next_inbox if step == 1 else tl.load(words + (RANK + step) % N)
-            target = inbox.to(tl.pointer_type(tl.int64)) + RANK * R * W + at
-            tl.store(target, stamped, mask=is_word)
+    for step in tl.static_range(1, N):
+        inbox = next_inbox if step == 1 else tl.load(words + (RANK + step) % N)
+        tl.store(inbox.to(tl.pointer_type(tl.int64)) + RANK * R * W + at, stamped, mask=is_word)
     x = tl.load(stream + at_D, mask=is_real, other=0.0)  # on its way while the others' parts are
     tl.debug_barrier()  # every thread has read the count before one raises it
     tl.store(counts + row, count)
@@ -155,18 +152,9 @@ def _add_and_norm(stream, out, x, total, weight_D, at, is_real, eps, D: tl.const
 
 
 def reduce_rms_norm(
-    stream_TD: Tensor,
-    delta_TD: Tensor,
-    weight_D: Tensor,
-    eps: float,
-    peers: PeerMemory,
-    *,
-    is_sent: bool = False,
+    stream_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float, peers: PeerMemory
 ) -> Tensor:
-    """Add every rank's `delta_TD` to `stream_TD` in place; returns the norm of the sum.
-
-    is_sent  the product that gave `delta_TD` has sent it to the other ranks, as words
-    """
+    """Add every rank's `delta_TD` to `stream_TD` in place; returns the norm of the sum."""
     assert stream_TD.is_contiguous(), "rows must lie end to end"
     assert peers.takes(delta_TD), f"{delta_TD.shape} does not fit into the inboxes"
     T, D = stream_TD.shape
@@ -194,7 +182,6 @@ def reduce_rms_norm(
             eps,
             R=MAX_WORD_ROWS,
             W=num_words,
-            IS_SENT=is_sent,
             BLOCK_W=options["BLOCK_D"] * delta_TD.itemsize // 4,
             **options,
         )

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sgl.kernels.collectives import Delta, TensorParallel
+from sgl.kernels.collectives import TensorParallel
 from sgl.models.batch import Angles, AttentionSpec, Batch
 from sgl.models.config import ModelConfig
 from sgl.models.layers.embedding import LMHead, VocabParallelEmbedding
@@ -49,7 +49,9 @@ class Attention(nn.Module):
         self.qkv_proj = QKVLinear(config, placement)
         self.o_proj = RowParallelLinear(num_in, config.hidden_size, placement, config.o_bias)
 
-    def forward(self, x_TD: Tensor, stream_TD: Tensor, angles: Angles, batch: Batch) -> Delta:
+    def forward(
+        self, x_TD: Tensor, stream_TD: Tensor, angles: Angles, batch: Batch
+    ) -> Tensor | None:
         """What is to be added to the residual stream still."""
         H, K, E = self.spec.num_heads, self.spec.num_kv_heads, self.spec.head_dim
         qkv_TNE = self.qkv_proj(x_TD).view(-1, H + 2 * K, E)
@@ -64,7 +66,7 @@ class MLP(nn.Module):
         self.gate_up_proj = GatedLinear(config.hidden_size, size, placement, config.mlp_bias)
         self.down_proj = RowParallelLinear(size, config.hidden_size, placement, config.mlp_bias)
 
-    def forward(self, x_TD: Tensor, stream_TD: Tensor) -> Delta:
+    def forward(self, x_TD: Tensor, stream_TD: Tensor) -> Tensor | None:
         """What is to be added to the residual stream still."""
         return self.down_proj.add_to(stream_TD, self.gate_up_proj(x_TD))
 
@@ -78,8 +80,8 @@ class Layer(nn.Module):
         self.mlp = MLP(config, placement)
 
     def forward(
-        self, stream_TD: Tensor, delta_TD: Delta, angles: Angles, batch: Batch
-    ) -> tuple[Tensor, Delta]:
+        self, stream_TD: Tensor, delta_TD: Tensor | None, angles: Angles, batch: Batch
+    ) -> tuple[Tensor, Tensor | None]:
         """The residual stream, and what is to be added to it still."""
         x_TD = self.input_layernorm.add(stream_TD, delta_TD)
         stream_TD = batch.kept(self.self_attn.layer_id, stream_TD)
@@ -116,8 +118,7 @@ class Llama(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         embedded_TD = self.embed_tokens(batch.token_ids_T)
-        stream_TD = torch.zeros_like(embedded_TD)
-        delta_TD: Delta = embedded_TD
+        stream_TD, delta_TD = torch.zeros_like(embedded_TD), embedded_TD
         angles = self.rotary(batch.positions_T)
         for layer in self.layers:
             stream_TD, delta_TD = layer(stream_TD, delta_TD, angles, batch)

@@ -29,23 +29,18 @@ WAYS = {
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 
 
-def answers(
-    folder: str, dtype: str = "float32", *, at_a_time: int = len(PROMPTS), **flags: object
-) -> list[list[int]]:
+def answers(folder: str, **flags: object) -> list[list[int]]:
     engine = sgl.Engine(
         model_path=folder,
         skip_tokenizer_init=True,
-        dtype=dtype,
+        dtype="float32",
         cuda_graph_max_bs=8,
         max_total_tokens=4096,
         log_level="warning",
         **flags,
     )
     with engine:
-        outputs = []
-        for start in range(0, len(PROMPTS), at_a_time):
-            prompts = PROMPTS[start : start + at_a_time]
-            outputs += engine.generate(input_ids=prompts, sampling_params=SAMPLING)
+        outputs = engine.generate(input_ids=PROMPTS, sampling_params=SAMPLING)
     return [output["output_ids"] for output in outputs]
 
 
@@ -59,17 +54,6 @@ def folder(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def expected(folder) -> list[list[int]]:
     return answers(folder)
-
-
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_one_request_in_16_bits_is_answered_nearly_as_by_one(folder):
-    """Products of one row send their parts themselves; 16 bits round sums differently."""
-    ways = ({"tp_size": 2}, {"tp_size": 2, "disable_cuda_graph": True})
-    one = answers(folder, "bfloat16", at_a_time=1)
-    for flags in ways:
-        two = answers(folder, "bfloat16", at_a_time=1, **flags)
-        same = sum(a == b for x, y in zip(one, two, strict=True) for a, b in zip(x, y, strict=True))
-        assert same > 0.5 * len(PROMPTS) * SAMPLING["max_new_tokens"], (one, two)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

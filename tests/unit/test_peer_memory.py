@@ -9,7 +9,6 @@ import torch
 
 from sgl.kernels.peer_memory import MAX_WORD_ROWS, PeerMemory
 from sgl.kernels.rms_norm import rms_norm_reference
-from sgl.kernels.triton_gemv import sent_gemv
 from sgl.kernels.triton_reduce_norm import reduce_rms_norm
 
 MAX_ROWS, D = MAX_WORD_ROWS + 2, 40
@@ -108,33 +107,6 @@ def test_every_rank_adds_all_parts(lens, size, dtype):
             torch.testing.assert_close(got_TD, wanted_TD)
             for other in others:
                 ranks.check_sent(rank, other, parts[rank], counts[:T])
-
-
-@pytest.mark.parametrize(
-    ("size", "dtype", "tile"), [(2, torch.bfloat16, None), (3, torch.float16, (32, 1))]
-)
-def test_a_product_sends_its_words_before_the_sum_is_taken(size, dtype, tile):
-    ranks = Ranks(size, dtype)
-    weight_D = torch.rand(D, device=DEVICE)
-    for count in (1, 2, 3):
-        stream_1D = torch.randn(1, D, device=DEVICE).to(dtype)
-        parts = []
-        for rank, memory in enumerate(ranks.memories):
-            x_1I, weight_DI = (torch.randn(n, 70, device=DEVICE).to(dtype) for n in (1, D))
-            part_1D = sent_gemv(x_1I, weight_DI, memory, tile=tile)
-            wanted_1D = x_1I.float() @ weight_DI.float().t()
-            torch.testing.assert_close(part_1D.float(), wanted_1D, atol=0.1, rtol=1e-2)
-            for other in set(range(size)) - {rank}:
-                ranks.check_sent(rank, other, part_1D, [count])
-            parts.append(part_1D)
-        wanted_1D = (stream_1D.float() + torch.stack(parts).float().sum(0)).to(dtype)
-        for memory, part_1D, words in zip(ranks.memories, parts, ranks.words, strict=True):
-            before = words.clone()
-            my_stream_1D = stream_1D.clone()
-            got_1D = reduce_rms_norm(my_stream_1D, part_1D, weight_D, 1e-5, memory, is_sent=True)
-            torch.testing.assert_close(my_stream_1D, wanted_1D)
-            torch.testing.assert_close(got_1D, rms_norm_reference(wanted_1D, weight_D, 1e-5))
-            assert torch.equal(words, before), "nothing is sent twice"
 
 
 def test_rows_that_do_not_fit_go_elsewhere():

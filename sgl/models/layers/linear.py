@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sgl.kernels.collectives import Delta, TensorParallel
+from sgl.kernels.collectives import TensorParallel
 from sgl.models.config import ModelConfig
 from sgl.models.layers.weights import Piece, Placement, Weight, even_pieces, total_len, whole
 
@@ -136,15 +136,11 @@ class RowParallelLinear(Linear):
         bias_O = self.bias if self.tp.rank == 0 else None  # the sum must hold it once
         return self.format.multiply(self.weights, x_TI, bias_O)
 
-    def add_to(self, stream_TO: Tensor, x_TI: Tensor) -> Delta:
+    def add_to(self, stream_TO: Tensor, x_TI: Tensor) -> Tensor | None:
         """Add the output to the residual stream and return None, where one kernel can do both; else
-        what is to be added, which `RMSNorm.add` must take before ranks exchange something else."""
-        if self.bias is not None:
-            return self(x_TI)
-        if self.tp.peers is not None:
-            sent = self.format.send_product(self.weights, x_TI, self.tp.peers)
-            return self(x_TI) if sent is None else sent
-        if self.tp.size == 1 and self.format.add_product(self.weights, x_TI, stream_TO):
+        what is to be added, as `forward` gives it."""
+        is_alone = self.tp.size == 1 and self.bias is None
+        if is_alone and self.format.add_product(self.weights, x_TI, stream_TO):
             return None
         return self(x_TI)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sgl.kernels.collectives import Delta
 from sgl.kernels.rms_norm import rms_norm
 from sgl.models.layers.weights import Placement, Weight, whole
 
@@ -20,7 +19,7 @@ class RMSNorm(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         return rms_norm(x_TD, self.weight, self.eps)
 
-    def add(self, stream_TD: Tensor, delta_TD: Delta) -> Tensor:
+    def add(self, stream_TD: Tensor, delta_TD: Tensor | None) -> Tensor:
         """Add every rank's `delta_TD` to the residual stream, in place; the norm of the sum.
 
         None: it is in the stream already.

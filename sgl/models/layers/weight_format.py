@@ -8,9 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sgl.kernels.linear import add_linear, can_add_linear, gated_linear, linear, sent_linear
+from sgl.kernels.linear import add_linear, can_add_linear, gated_linear, linear
 from sgl.kernels.packed_linear import can_pack, pack, packed_linear, unpack
-from sgl.kernels.peer_memory import PeerMemory, SentPart
 from sgl.kernels.silu_and_mul import silu_and_mul
 from sgl.models.layers.weights import Piece, Placement, Weight
 
@@ -56,12 +55,6 @@ class WeightFormat(Protocol):
         """Add x @ weight.T to the stream in one kernel; False, and nothing, if that is slower."""
         ...
 
-    def send_product(
-        self, weights: Mapping[str, Tensor], x_TI: Tensor, peers: PeerMemory
-    ) -> SentPart | None:
-        """x @ weight.T, sent to the other ranks by the kernel; None, and nothing, if it cannot."""
-        ...
-
 
 class PlainFormat:
     """One matrix, as it is in the checkpoint."""
@@ -101,11 +94,6 @@ class PlainFormat:
         add_linear(stream_TO, x_TI, weights["weight"])
         return True
 
-    def send_product(
-        self, weights: Mapping[str, Tensor], x_TI: Tensor, peers: PeerMemory
-    ) -> SentPart | None:
-        return sent_linear(x_TI, weights["weight"], peers)
-
 
 class PackedFormat(PlainFormat):
     """One matrix, rearranged after loading for the CPU's matrix kernels."""
@@ -132,11 +120,6 @@ class PackedFormat(PlainFormat):
 
     def add_product(self, weights: Mapping[str, Tensor], x_TI: Tensor, stream_TO: Tensor) -> bool:
         return False
-
-    def send_product(
-        self, weights: Mapping[str, Tensor], x_TI: Tensor, peers: PeerMemory
-    ) -> SentPart | None:
-        return None
 
 
 def plain_format(device: torch.device, dtype: torch.dtype) -> WeightFormat:
