@@ -103,18 +103,8 @@ def bench_gemv(gbs: float) -> Iterator[dict[str, object]]:
         us = microseconds([lambda w=w: gemv(x, w, torch.bfloat16) for w in weights])
         yield {"kernel": "gemv", "shape": name, "how": "ours", "us": us, "share": floor / us,
                "best": [(round(us, 2), config) for us, config in best[:4]]}  # fmt: skip
-        if "gate_up" in name:
-            for how, is_gated in (("with the gate", True), ("and the gate", False)):
-                call = [lambda w=w, g=is_gated: gate_of(x, w, g) for w in weights]
-                yield {"kernel": "gemv", "shape": name, "how": how, "us": microseconds(call)}
         del weights
         torch.cuda.empty_cache()
-
-
-def gate_of(x: torch.Tensor, weight: torch.Tensor, is_gated: bool) -> torch.Tensor:
-    """In one kernel, or in two."""
-    y = gemv(x, weight, torch.bfloat16, is_gated=is_gated)
-    return y if is_gated else silu_and_mul(y)
 
 
 def bench_decode(gbs: float) -> Iterator[dict[str, object]]:

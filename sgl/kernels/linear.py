@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgl.kernels.silu_and_mul import silu_and_mul
 from sgl.kernels.tuned_linear import find_product
 
 MIN_ADDED_ROWS = 256  # from here on, adding in the product saves time
@@ -26,11 +25,11 @@ def linear(
     """
     assert x_TI.shape[1] == weight_OI.shape[1], f"{x_TI.shape} does not go with {weight_OI.shape}"
     wanted = dtype or x_TI.dtype
-    if _is_gemv(x_TI, weight_OI, bias_O):
-        from sgl.kernels import triton_gemv
-
-        return triton_gemv.gemv(x_TI, weight_OI, wanted)
     if x_TI.device.type == "cuda" and x_TI.dtype != torch.float32 and bias_O is None:
+        if len(x_TI) == 1 and weight_OI.is_contiguous():
+            from sgl.kernels import triton_gemv
+
+            return triton_gemv.gemv(x_TI, weight_OI, wanted)
         product = find_product(x_TI, weight_OI, wanted)
         if product:
             out_TO = x_TI.new_empty(len(x_TI), len(weight_OI), dtype=wanted)
@@ -39,20 +38,6 @@ def linear(
         if wanted == torch.float32:
             return torch.mm(x_TI, weight_OI.t(), out_dtype=torch.float32)
     return linear_reference(x_TI, weight_OI, bias_O, wanted)
-
-
-def gated_linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    """silu(gate) * up of a product whose first half of outputs is the gate: [T, O/2]."""
-    if _is_gemv(x_TI, weight_OI, bias_O):
-        from sgl.kernels import triton_gemv
-
-        return triton_gemv.gemv(x_TI, weight_OI, x_TI.dtype, is_gated=True)
-    return silu_and_mul(linear(x_TI, weight_OI, bias_O))
-
-
-def _is_gemv(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> bool:
-    is_one_row = len(x_TI) == 1 and x_TI.device.type == "cuda" and x_TI.dtype != torch.float32
-    return is_one_row and bias_O is None and weight_OI.is_contiguous()
 
 
 def can_add_linear(x_TI: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """One row times a matrix in Triton: nothing but reading the weight, as fast as memory gives it.
 
-Axes: I inputs    O outputs    F gates, half of the outputs
+Axes: I inputs    O outputs
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from sgl.kernels.pdl import launch_options
 def _gemv_kernel(
     x,  # [I]
     weight,  # [O, I]
-    out,  # [O], or [F] if gated
+    out,  # [O]
     O,
     I,
-    IS_GATED: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_I: tl.constexpr,
     USE_PDL: tl.constexpr,
@@ -28,10 +27,8 @@ def _gemv_kernel(
     if USE_PDL:
         tl.extra.cuda.gdc_launch_dependents()
     o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
-    # a gate and what it lets through are neighbours here, so that one program has both
-    row = o // 2 + o % 2 * (O // 2) if IS_GATED else o
     i = tl.arange(0, BLOCK_I)
-    tile = weight + row.to(tl.int64)[:, None] * I + i[None, :]
+    tile = weight + o.to(tl.int64)[:, None] * I + i[None, :]
     w_OI = tl.load(tile, mask=(o < O)[:, None] & (i < I)[None, :], other=0.0)
     if USE_PDL:  # weights never change: their first part is on its way while `x` is computed
         tl.extra.cuda.gdc_wait()
@@ -44,13 +41,7 @@ def _gemv_kernel(
         acc_OI += w_OI.to(tl.float32) * x_I[None, :]
         w_OI = next_w_OI
     y_O = tl.sum(acc_OI, axis=1)
-    number: tl.constexpr = out.dtype.element_ty
-    if IS_GATED:
-        gate_F, up_F = tl.split(y_O.reshape(BLOCK_O // 2, 2))
-        f = tl.program_id(0) * (BLOCK_O // 2) + tl.arange(0, BLOCK_O // 2)
-        tl.store(out + f, (gate_F * tl.sigmoid(gate_F) * up_F).to(number), mask=f < O // 2)
-    else:
-        tl.store(out + o, y_O.to(number), mask=o < O)
+    tl.store(out + o, y_O.to(out.dtype.element_ty), mask=o < O)
 
 
 def gemv(
@@ -58,29 +49,25 @@ def gemv(
     weight_OI: Tensor,
     dtype: torch.dtype,
     *,
-    is_gated: bool = False,
     tile: tuple[int, int, int] | None = None,
 ) -> Tensor:
-    """y = x @ weight.T: [1, O] in `dtype`; if gated, silu(y[:, :F]) * y[:, F:]: [1, F].
+    """x @ weight.T: [1, O] in `dtype`.
 
     tile  outputs and inputs that a program holds, and its warps; measured on an H200: few outputs
           and long rows are best for all layers of models with 1 and 8 billion weights
     """
     O, I = weight_OI.shape
-    assert not (is_gated and O % 2), f"{O} outputs cannot be halved"
     block_o, block_i, num_warps = tile or ((2, 2048, 2) if I >= 4096 else (2, 1024, 4))
-    num_out = O // 2 if is_gated else O
-    out = torch.empty((1, num_out), dtype=dtype, device=x_1I.device)
+    out_1O = torch.empty((1, O), dtype=dtype, device=x_1I.device)
     _gemv_kernel[(triton.cdiv(O, block_o),)](
         x_1I,
         weight_OI,
-        out,
+        out_1O,
         O,
         I,
-        IS_GATED=is_gated,
         BLOCK_O=block_o,
         BLOCK_I=block_i,
         num_warps=num_warps,
         **launch_options(x_1I.device),
     )
-    return out
+    return out_1O

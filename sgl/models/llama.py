@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from sgl.kernels.collectives import TensorParallel
+from sgl.kernels.silu_and_mul import silu_and_mul
 from sgl.models.batch import Angles, AttentionSpec, Batch
 from sgl.models.config import ModelConfig
 from sgl.models.layers.embedding import LMHead, VocabParallelEmbedding
 from sgl.models.layers.linear import (
-    GatedLinear,
+    MergedColumnLinear,
     QKVLinear,
     RowParallelLinear,
     num_local_kv_heads,
@@ -63,12 +64,14 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig, placement: Placement) -> None:
         super().__init__()
         size = config.intermediate_size
-        self.gate_up_proj = GatedLinear(config.hidden_size, size, placement, config.mlp_bias)
+        self.gate_up_proj = MergedColumnLinear(
+            config.hidden_size, {"gate": size, "up": size}, placement, config.mlp_bias
+        )
         self.down_proj = RowParallelLinear(size, config.hidden_size, placement, config.mlp_bias)
 
     def forward(self, x_TD: Tensor, stream_TD: Tensor) -> Tensor | None:
         """What is to be added to the residual stream still."""
-        return self.down_proj.add_to(stream_TD, self.gate_up_proj(x_TD))
+        return self.down_proj.add_to(stream_TD, silu_and_mul(self.gate_up_proj(x_TD)))
 
 
 class Layer(nn.Module):

@@ -132,14 +132,3 @@ def test_gemv(shape, dtype):
     wanted_1O = linear_reference(x_1I.float(), weight_OI.float(), None, torch.float32)
     torch.testing.assert_close(got_1O, wanted_1O, atol=1e-3, rtol=1e-3)
     assert triton_gemv.gemv(x_1I, weight_OI, dtype).dtype == dtype
-
-
-@any_dtype
-@pytest.mark.parametrize("shape", [(2, 1), (30, 100), (70, 1030)])
-@pytest.mark.parametrize("tile", [None, (2, 32, 1), (8, 256, 2)])
-def test_gemv_and_the_gate_of_it(tile, shape, dtype):
-    weight_OI, x_1I = noise(*shape, dtype=dtype), noise(1, shape[1], dtype=dtype, seed=1)
-    got_1F = triton_gemv.gemv(x_1I, weight_OI, torch.float32, is_gated=True, tile=tile)
-    product_1O = linear_reference(x_1I.float(), weight_OI.float(), None, torch.float32)
-    torch.testing.assert_close(got_1F, silu_and_mul_reference(product_1O), atol=1e-2, rtol=1e-3)
-    assert triton_gemv.gemv(x_1I, weight_OI, dtype, is_gated=True).shape == (1, shape[0] // 2)

@@ -85,18 +85,6 @@ class MergedColumnLinear(Linear):
         super().__init__(shape_OI, 0, pieces, placement, pieces if has_bias else None)
 
 
-class GatedLinear(MergedColumnLinear):
-    """The first half of a SwiGLU: silu(gate) * up."""
-
-    def __init__(
-        self, num_in: int, num_out: int, placement: Placement, has_bias: bool = False
-    ) -> None:
-        super().__init__(num_in, {"gate": num_out, "up": num_out}, placement, has_bias)
-
-    def forward(self, x_TI: Tensor) -> Tensor:
-        return self.format.multiply_gated(self.weights, x_TI, self.bias)
-
-
 class ColumnParallelLinear(MergedColumnLinear):
     """A single column-parallel layer."""
 

@@ -8,9 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sgl.kernels.linear import add_linear, can_add_linear, gated_linear, linear
+from sgl.kernels.linear import add_linear, can_add_linear, linear
 from sgl.kernels.packed_linear import can_pack, pack, packed_linear, unpack
-from sgl.kernels.silu_and_mul import silu_and_mul
 from sgl.models.layers.weights import Piece, Placement, Weight
 
 
@@ -45,12 +44,6 @@ class WeightFormat(Protocol):
         """x @ weight.T + bias: [T, O], with what `finish` gave; in `dtype`, or that of `x_TI`."""
         ...
 
-    def multiply_gated(
-        self, weights: Mapping[str, Tensor], x_TI: Tensor, bias_O: Tensor | None
-    ) -> Tensor:
-        """silu(gate) * up: [T, O/2], where the product's first half is the gate."""
-        ...
-
     def add_product(self, weights: Mapping[str, Tensor], x_TI: Tensor, stream_TO: Tensor) -> bool:
         """Add x @ weight.T to the stream in one kernel; False, and nothing, if that is slower."""
         ...
@@ -83,11 +76,6 @@ class PlainFormat:
     ) -> Tensor:
         return linear(x_TI, weights["weight"], bias_O, dtype)
 
-    def multiply_gated(
-        self, weights: Mapping[str, Tensor], x_TI: Tensor, bias_O: Tensor | None
-    ) -> Tensor:
-        return gated_linear(x_TI, weights["weight"], bias_O)
-
     def add_product(self, weights: Mapping[str, Tensor], x_TI: Tensor, stream_TO: Tensor) -> bool:
         if not can_add_linear(x_TI):
             return False
@@ -112,11 +100,6 @@ class PackedFormat(PlainFormat):
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         return packed_linear(x_TI, weights["packed"], bias_O).to(dtype or x_TI.dtype)
-
-    def multiply_gated(
-        self, weights: Mapping[str, Tensor], x_TI: Tensor, bias_O: Tensor | None
-    ) -> Tensor:
-        return silu_and_mul(packed_linear(x_TI, weights["packed"], bias_O))
 
     def add_product(self, weights: Mapping[str, Tensor], x_TI: Tensor, stream_TO: Tensor) -> bool:
         return False
