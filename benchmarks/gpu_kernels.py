@@ -33,7 +33,7 @@ from sgl.kernels.step_tokens import best_tokens
 from sgl.kernels.triton_decode_attention import choose_tile, decode_attention, num_splits
 from sgl.kernels.triton_extend_attention import RunPlanner, extend_attention
 from sgl.kernels.triton_extend_attention import choose_tile as choose_extend_tile
-from sgl.kernels.triton_gemv import gemv
+from sgl.kernels.triton_gemv import Gemv, gemv
 from sgl.kernels.triton_penalties import apply_penalties
 from sgl.kernels.triton_rms_norm import add_rms_norm, rms_norm
 from sgl.kernels.triton_sampling import sample_tokens
@@ -47,6 +47,10 @@ LINEARS = {
     "8b gate_up": (28672, 4096),
     "8b down": (4096, 14336),
     "8b head": (128256, 4096),
+    "8b qkv of 2": (3072, 4096),  # of one of two ranks
+    "8b o of 2": (4096, 2048),
+    "8b gate_up of 2": (14336, 4096),
+    "8b down of 2": (4096, 7168),
     "1b qkv": (3072, 2048),
     "1b o": (2048, 2048),
     "1b gate_up": (16384, 2048),
@@ -89,6 +93,7 @@ def bench_gemv(gbs: float) -> Iterator[dict[str, object]]:
             torch.randn(O, I, device=DEVICE, dtype=torch.bfloat16) for _ in range(turns(O * I * 2))
         ]
         x = torch.randn(1, I, device=DEVICE, dtype=torch.bfloat16)
+        out = torch.empty(1, O, device=DEVICE, dtype=torch.bfloat16)
         floor = O * I * 2 / gbs / 1e3
         us = microseconds([lambda w=w: F.linear(x, w) for w in weights])
         yield {"kernel": "gemv", "shape": name, "how": "cublas", "us": us, "share": floor / us}
@@ -97,7 +102,7 @@ def bench_gemv(gbs: float) -> Iterator[dict[str, object]]:
             block_o, block_i, warps = config
             if not 1024 <= block_o * block_i <= 16384 or block_o * block_i // warps < 256:
                 continue
-            call = [lambda w=w: gemv(x, w, torch.bfloat16, tile=config) for w in weights]
+            call = [lambda w=w: Gemv(config).run(x, w, out) for w in weights]
             best.append((microseconds(call, 7), config))
         best.sort()
         us = microseconds([lambda w=w: gemv(x, w, torch.bfloat16) for w in weights])

@@ -26,15 +26,15 @@ def linear(
     assert x_TI.shape[1] == weight_OI.shape[1], f"{x_TI.shape} does not go with {weight_OI.shape}"
     wanted = dtype or x_TI.dtype
     if x_TI.device.type == "cuda" and x_TI.dtype != torch.float32 and bias_O is None:
-        if len(x_TI) == 1 and weight_OI.is_contiguous():
-            from sgl.kernels import triton_gemv
-
-            return triton_gemv.gemv(x_TI, weight_OI, wanted)
         product = find_product(x_TI, weight_OI, wanted)
         if product:
             out_TO = x_TI.new_empty(len(x_TI), len(weight_OI), dtype=wanted)
             product.run(x_TI, weight_OI, out_TO)
             return out_TO
+        if len(x_TI) == 1 and weight_OI.is_contiguous():
+            from sgl.kernels import triton_gemv
+
+            return triton_gemv.gemv(x_TI, weight_OI, wanted)
         if wanted == torch.float32:
             return torch.mm(x_TI, weight_OI.t(), out_dtype=torch.float32)
     return linear_reference(x_TI, weight_OI, bias_O, wanted)

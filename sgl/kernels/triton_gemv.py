@@ -5,12 +5,27 @@ Axes: I inputs    O outputs
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from sgl.kernels.pdl import launch_options
+
+TILES = (
+    (2, 2048, 2),
+    (2, 1024, 4),
+    (2, 1024, 1),
+    (8, 512, 8),
+    (4, 512, 4),
+    (4, 1024, 8),
+    (1, 4096, 4),
+)
+"""Outputs and inputs that a program holds, and its warps: the best of 40 for the layers of models
+with 1 and 8 billion weights on an H200. Few outputs and long pieces suit large weights best; more
+outputs in short pieces suit weights with few, whose programs then fit on the device at once."""
 
 
 @triton.jit
@@ -44,30 +59,36 @@ def _gemv_kernel(
     tl.store(out + o, y_O.to(out.dtype.element_ty), mask=o < O)
 
 
-def gemv(
-    x_1I: Tensor,
-    weight_OI: Tensor,
-    dtype: torch.dtype,
-    *,
-    tile: tuple[int, int, int] | None = None,
-) -> Tensor:
-    """x @ weight.T: [1, O] in `dtype`.
-
-    tile  outputs and inputs that a program holds, and its warps; measured on an H200: few outputs
-          and long rows are best for all layers of models with 1 and 8 billion weights
-    """
+def gemv(x_1I: Tensor, weight_OI: Tensor, dtype: torch.dtype) -> Tensor:
+    """x @ weight.T: [1, O] in `dtype`."""
     O, I = weight_OI.shape
-    block_o, block_i, num_warps = tile or ((2, 2048, 2) if I >= 4096 else (2, 1024, 4))
     out_1O = torch.empty((1, O), dtype=dtype, device=x_1I.device)
-    _gemv_kernel[(triton.cdiv(O, block_o),)](
-        x_1I,
-        weight_OI,
-        out_1O,
-        O,
-        I,
-        BLOCK_O=block_o,
-        BLOCK_I=block_i,
-        num_warps=num_warps,
-        **launch_options(x_1I.device),
-    )
+    Gemv(usual_tile(I)).run(x_1I, weight_OI, out_1O)
     return out_1O
+
+
+def usual_tile(num_inputs: int) -> tuple[int, int, int]:
+    return TILES[0] if num_inputs >= 4096 else TILES[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Gemv:
+    """The product with a tile."""
+
+    tile: tuple[int, int, int]
+
+    def run(self, x_1I: Tensor, weight_OI: Tensor, out_1O: Tensor) -> None:
+        """out = x @ weight.T; all three are contiguous."""
+        O, I = weight_OI.shape
+        block_o, block_i, num_warps = self.tile
+        _gemv_kernel[(triton.cdiv(O, block_o),)](
+            x_1I,
+            weight_OI,
+            out_1O,
+            O,
+            I,
+            BLOCK_O=block_o,
+            BLOCK_I=block_i,
+            num_warps=num_warps,
+            **launch_options(x_1I.device),
+        )

@@ -4,6 +4,7 @@ cuBLAS chooses by a rule, which has holes: of a model with 8 billion weights, 44
 largest product took 287 us on an H200 where another kernel takes 161 and 512 rows take 180. The
 numbers of rows that steps are recorded with are few, so each kernel that could run is timed once
 and the choices are kept in a file: a server that is started again multiplies as it did before.
+One row is multiplied by a kernel of our own, of which the tile is chosen so.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sgl.kernels.cublaslt import ALIGNMENT, CublasLt, Product, ProductShape
+from sgl.kernels.cublaslt import ALIGNMENT, CublasLt, ProductShape
 
 logger = logging.getLogger(__name__)
 
@@ -33,19 +34,27 @@ MAX_ROWS = 1024  # of 1152 to 2048 not one was run faster by another kernel than
 _Event: Any = torch.cuda.Event  # which has no types
 
 
-class Runnable(Protocol):
+class Product(Protocol):
+    """One way to multiply."""
+
     def run(self, x_TI: Tensor, weight_OI: Tensor, out_TO: Tensor) -> None: ...
 
 
 class Library(Protocol):
-    def products(self, shape: ProductShape) -> Sequence[Product]: ...
+    def usual(self, shape: ProductShape) -> Product:
+        """What runs if nothing is chosen."""
+        ...
+
+    def products(self, shape: ProductShape) -> Sequence[Product]:
+        """What could run, always in the same order."""
+        ...
 
 
-Stopwatch = Callable[[ProductShape, Tensor, "Sequence[Runnable]"], "list[float]"]
+Stopwatch = Callable[[ProductShape, Tensor, Sequence[Product]], "list[float]"]
 
 
 class Choices:
-    """The kernel of every shape of a product that was asked for; None: cuBLAS's own choice."""
+    """The kernel of every shape of a product that was asked for; None: the usual one."""
 
     def __init__(self, library: Library, path: Path, stopwatch: Stopwatch) -> None:
         """`path` is the file of the choices that were made before, if it is there."""
@@ -64,7 +73,7 @@ class Choices:
         if shape in self._products:
             return
         products = self._library.products(shape)
-        number = self._known.get(_name(shape), -1)  # counted from 1, 0 is cuBLAS's own
+        number = self._known.get(_name(shape), -1)  # counted from 1, 0 is the usual one
         if not 0 <= number <= len(products):
             number = self._fastest(shape, weight_OI, products)
             self._measured[_name(shape)] = number
@@ -85,14 +94,40 @@ class Choices:
             logger.info("Which matrix kernels are the fastest was not kept: %s", error)
 
     def summary(self) -> tuple[int, int, int]:
-        """Shapes, those of them that were measured, and those with another kernel than cuBLAS's."""
+        """Shapes, those of them that were measured, and those with another kernel than usual."""
         others = sum(product is not None for product in self._products.values())
         return len(self._products), len(self._measured), others
 
     def _fastest(self, shape: ProductShape, weight_OI: Tensor, products: Sequence[Product]) -> int:
-        own, *times = self._stopwatch(shape, weight_OI, [OwnChoice(shape), *products])
-        best = min(times, default=own)
-        return times.index(best) + 1 if best < own * (1 - MIN_GAIN) else 0
+        candidates = [self._library.usual(shape), *products]
+        usual, *times = self._stopwatch(shape, weight_OI, candidates)
+        best = min(times, default=usual)
+        return times.index(best) + 1 if best < usual * (1 - MIN_GAIN) else 0
+
+
+class Kernels:
+    """cuBLASLt's kernels; for one row, the tiles of our own."""
+
+    def __init__(self, cublaslt: CublasLt) -> None:
+        self._cublaslt = cublaslt
+
+    def usual(self, shape: ProductShape) -> Product:
+        if not _is_gemv(shape):
+            return OwnChoice(shape)
+        from sgl.kernels.triton_gemv import Gemv, usual_tile
+
+        return Gemv(usual_tile(shape.inputs))
+
+    def products(self, shape: ProductShape) -> Sequence[Product]:
+        if not _is_gemv(shape):
+            return self._cublaslt.products(shape)
+        from sgl.kernels.triton_gemv import TILES, Gemv
+
+        return [Gemv(tile) for tile in TILES]
+
+
+def _is_gemv(shape: ProductShape) -> bool:
+    return shape.rows == 1 and not shape.is_added
 
 
 class OwnChoice:
@@ -136,7 +171,7 @@ def measuring() -> Iterator[None]:
     total, measured, others = _choices.summary()
     if measured:
         logger.info(
-            "Measured the kernels of %d matrix products, %d of %d are not cuBLAS's own choice; "
+            "Measured the kernels of %d matrix products, %d of %d are not the usual choice; "
             "with all else that was done meanwhile %.1f s",
             *(measured, others, total, time.monotonic() - started),
         )
@@ -146,7 +181,7 @@ def measuring() -> Iterator[None]:
 def find_product(
     x_TI: Tensor, weight_OI: Tensor, out_dtype: torch.dtype, *, is_added: bool = False
 ) -> Product | None:
-    """The kernel for a product without a bias, if there is a faster one than cuBLAS's own."""
+    """The kernel for a product without a bias, if there is a faster one than the usual."""
     if _choices is None or len(x_TI) > MAX_ROWS:
         return None
     if not _is_aligned(x_TI) or not _is_aligned(weight_OI):
@@ -159,7 +194,7 @@ def find_product(
 
 
 def time_in_graphs(
-    shape: ProductShape, weight_OI: Tensor, products: Sequence[Runnable]
+    shape: ProductShape, weight_OI: Tensor, products: Sequence[Product]
 ) -> list[float]:
     """Milliseconds of one launch of each, as in a step: recorded, with weights from memory.
 
@@ -172,7 +207,7 @@ def time_in_graphs(
     return [_time(product, x_TI, weights, out_TO) for product in products]
 
 
-def _time(product: Runnable, x_TI: Tensor, weights: list[Tensor], out_TO: Tensor) -> float:
+def _time(product: Product, x_TI: Tensor, weights: list[Tensor], out_TO: Tensor) -> float:
     product.run(x_TI, weights[0], out_TO)  # loads the kernel, which cannot be recorded
     graph = torch.cuda.CUDAGraph()
     graph.capture_begin(capture_error_mode="thread_local")
@@ -197,7 +232,7 @@ def _load() -> Choices:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sgl"
     device = re.sub(r"\W+", "-", torch.cuda.get_device_name())
     path = folder / f"linear-{device}-cublaslt-{library.version}.json"
-    return Choices(library, path, time_in_graphs)
+    return Choices(Kernels(library), path, time_in_graphs)
 
 
 def _is_aligned(tensor: Tensor) -> bool:

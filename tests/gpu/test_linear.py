@@ -8,6 +8,7 @@ import torch
 from sgl.kernels import tuned_linear
 from sgl.kernels.cublaslt import CublasLt, ProductShape
 from sgl.kernels.linear import MIN_ADDED_ROWS, add_linear, can_add_linear, linear
+from sgl.kernels.triton_gemv import Gemv
 
 pytestmark = pytest.mark.gpu
 
@@ -67,15 +68,19 @@ def test_what_was_chosen_runs_from_then_on_and_is_remembered(tmp_path, monkeypat
     with tuned_linear.measuring(), torch.cuda.stream(torch.cuda.Stream()):
         linear(x_TI, weight_OI, None)
         linear(x_TI, weight_OI, None, torch.float32)
+        linear(x_TI[:1], weight_OI, None)
         add_linear(torch.zeros(64, 512, dtype=torch.bfloat16, device="cuda"), x_TI, weight_OI)
     torch.cuda.synchronize()
     (kept,) = (tmp_path / "sgl").iterdir()
-    assert len(kept.read_text().splitlines()) == 3 + 2  # and its braces
+    assert len(kept.read_text().splitlines()) == 4 + 2  # and its braces
     assert tuned_linear.find_product(x_TI, weight_OI, torch.bfloat16)
+    assert isinstance(tuned_linear.find_product(x_TI[:1], weight_OI, torch.bfloat16), Gemv)
     assert tuned_linear.find_product(x_TI[:63], weight_OI, torch.bfloat16) is None
     assert tuned_linear.find_product(x_TI[1:, 1:], weight_OI[:, 1:], torch.bfloat16) is None
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out_TO = linear(x_TI, weight_OI, None)
+        out_1O = linear(x_TI[:1], weight_OI, None)
     graph.replay()
+    torch.testing.assert_close(out_1O.double(), wanted_TO[:1], rtol=8e-3, atol=8e-3)
     torch.testing.assert_close(out_TO.double(), wanted_TO, rtol=8e-3, atol=8e-3)

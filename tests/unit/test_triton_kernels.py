@@ -132,3 +132,12 @@ def test_gemv(shape, dtype):
     wanted_1O = linear_reference(x_1I.float(), weight_OI.float(), None, torch.float32)
     torch.testing.assert_close(got_1O, wanted_1O, atol=1e-3, rtol=1e-3)
     assert triton_gemv.gemv(x_1I, weight_OI, dtype).dtype == dtype
+
+
+@pytest.mark.parametrize("tile", triton_gemv.TILES, ids=str)
+def test_gemv_with_every_tile(tile):
+    weight_OI, x_1I = noise(37, 1030), noise(1, 1030, seed=1)
+    got_1O = torch.empty(1, 37, device=DEVICE)
+    triton_gemv.Gemv(tile).run(x_1I, weight_OI, got_1O)
+    wanted_1O = linear_reference(x_1I, weight_OI, None, torch.float32)
+    torch.testing.assert_close(got_1O, wanted_1O, atol=1e-3, rtol=1e-3)

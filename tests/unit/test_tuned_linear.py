@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sgl.kernels.cublaslt import ProductShape
-from sgl.kernels.tuned_linear import Choices, OwnChoice
+from sgl.kernels.tuned_linear import Choices, Kernels, OwnChoice
 
 SHAPE = ProductShape(448, 96, 64, torch.bfloat16, torch.bfloat16, is_added=False)
 NAME = "448x96x64 bfloat16 bfloat16"
@@ -22,20 +22,22 @@ class FakeProduct:
 
 
 class FakeLibrary:
+    def usual(self, shape):
+        return FakeProduct(0)
+
     def products(self, shape):
         return [FakeProduct(number) for number in (1, 2, 3)]
 
 
 class Stopwatch:
-    """Says the times it was given: cuBLAS's own choice first, then of each product."""
+    """Says the times it was given: the usual product first, then of each other."""
 
     def __init__(self, *times):
         self.times = list(times)
         self.shapes = []
 
     def __call__(self, shape, weight, products):
-        assert isinstance(products[0], OwnChoice)
-        assert len(products) == 1 + 3
+        assert products == [FakeProduct(number) for number in range(4)]
         self.shapes.append(shape)
         return self.times
 
@@ -124,3 +126,13 @@ def test_cublas_own_choice_computes_the_product(is_added):
     out = torch.ones(3, 96)
     OwnChoice(shape).run(x, weight, out)
     torch.testing.assert_close(out, x @ weight.t() + is_added)
+
+
+def test_one_row_has_tiles_to_choose_from_and_more_have_cublaslt():
+    kernels = Kernels(FakeLibrary())
+    one_row = replace(SHAPE, rows=1)
+    tiles = kernels.products(one_row)
+    assert kernels.usual(one_row) in tiles
+    assert len(set(tiles)) == len(tiles) > 3
+    assert kernels.products(SHAPE) == FakeLibrary().products(SHAPE)
+    assert isinstance(kernels.usual(SHAPE), OwnChoice)
