@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         gen_string,
         image,
         select,
+        separate_reasoning,
         system,
         system_begin,
         system_end,
@@ -69,6 +70,7 @@ __all__ = [
     "greedy_token_selection",
     "image",
     "select",
+    "separate_reasoning",
     "set_default_backend",
     "system",
     "system_begin",
@@ -84,7 +86,7 @@ __all__ = [
 _NAMES = {
     "sgl.engine": ("Engine",),
     "sgl.lang.api": (
-        *("gen", "gen_int", "gen_string", "select", "image", "video"),
+        *("gen", "gen_int", "gen_string", "select", "separate_reasoning", "image", "video"),
         *("system", "user", "assistant"),
         *("system_begin", "user_begin", "assistant_begin"),
         *("system_end", "user_end", "assistant_end"),

@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 from sgl.lang.choices import ChoicesSamplingMethod, token_length_normalized
@@ -25,6 +26,7 @@ from sgl.lang.ir import (
     check_regex,
     join,
 )
+from sgl.protocol.reasoning import REASONING_FORMATS
 
 
 def gen(
@@ -102,6 +104,21 @@ def gen_int(name: str | None = None, max_tokens: int | None = None, **how: Any) 
 def gen_string(name: str | None = None, max_tokens: int | None = None, **how: Any) -> Expr:
     """Words in quotes; `how` is as for `gen`."""
     return gen(name, max_tokens, dtype=str, **_without_shape(how))
+
+
+def separate_reasoning(expr: Expr, model_type: str = "deepseek-r1") -> Join:
+    """What the model thinks is kept apart from what it says, in each `gen(name)` of `expr`.
+
+    Variable `name` and the text hold what it says, `name_reasoning_content` what it has thought.
+    `model_type` is as `--reasoning-parser` of the server: deepseek-r1, for models that always
+    think, or qwen3, for those that may. Raises ValueError where it is none of them.
+    """
+    if model_type not in REASONING_FORMATS:
+        raise ValueError(f"model_type={model_type!r}: it is one of {', '.join(REASONING_FORMATS)}")
+    parts = join(expr).parts
+    return join(
+        *(replace(part, thinks_as=model_type) if isinstance(part, Gen) else part for part in parts)
+    )
 
 
 def select(

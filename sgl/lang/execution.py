@@ -9,6 +9,7 @@ Every change wakes whoever waits for one: a reader of a variable, an iterator ov
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +33,10 @@ from sgl.lang.ir import (
 from sgl.lang.loop import loop_thread
 from sgl.lang.operations import AT_ONCE, Fork, Gather, Operation, Variable
 from sgl.lang.prompt import Answer
+from sgl.lang.thoughts import NAME_ENDING, Split
 from sgl.lang.transcript import Said, Transcript
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class Execution:
     variables   declared when the operation that will set them is added
     fork_point  characters of the text that come from the state it was forked from
     body        the thread that adds to it
+    is_abandoned, is_error_read   nobody can read from it any more; the error has been told
     """
 
     __slots__ = (
@@ -69,7 +74,9 @@ class Execution:
         "body",
         "error",
         "fork_point",
+        "is_abandoned",
         "is_ended",
+        "is_error_read",
         "said",
         "settings",
         "variables",
@@ -81,6 +88,8 @@ class Execution:
         self.variables: dict[str, Variable] = {}
         self.error: BaseException | None = None
         self.is_ended = False
+        self.is_abandoned = False
+        self.is_error_read = False
         self.fork_point = 0
         self.body = threading.get_ident()
         self._copies: list[Execution] = []
@@ -124,18 +133,25 @@ class Execution:
 
     def variable(self, name: str) -> Variable:
         """Set or failed; raises UnknownVariableError where nothing sets it."""
-        if name not in self.variables and self.settings.is_streamed:
-            self.wait(lambda: name in self.variables or self._is_complete())
+        self.wait(lambda: self.is_known(name))
         variable = self.variables.get(name)
         if variable is None:
+            self.is_error_read = True
             raise self.unknown(name) from self.error
-        self.wait(lambda: variable.is_set)
         return variable
+
+    def is_known(self, name: str) -> bool:
+        """Whether `variable` need not wait."""
+        variable = self.variables.get(name)
+        if variable is None:  # a streamed body may be about to add what sets it
+            return not self.settings.is_streamed or self._is_complete()
+        return variable.is_set
 
     def value(self, name: str) -> Any:
         """As `variable`; raises what made it fail."""
         variable = self.variable(name)
         if variable.error is not None:
+            self.is_error_read = True
             raise self.told(variable.error, name)
         return variable.value
 
@@ -155,6 +171,10 @@ class Execution:
     def sync(self) -> None:
         """Waits until everything that was added is done."""
         self.wait(lambda: not self._is_working)
+
+    async def sync_async(self) -> None:
+        """As `sync`, on any event loop."""
+        await self.wait_async(lambda: not self._is_working)
 
     def end(self) -> None:
         """The body is over: nothing is added any more, nor to its copies."""
@@ -182,6 +202,7 @@ class Execution:
 
     def cancel(self) -> None:
         """Give up what is not done, in copies too; who reads it gets ProgramAbortedError."""
+        self.is_error_read = True
         for copy in self._copies:
             copy.cancel()
         self.fail(ProgramAbortedError(f"program {self.settings.program!r} was ended"))
@@ -239,7 +260,12 @@ class Execution:
     def _declared(self, operation: Operation) -> Variable | None:
         """The variable that it will set."""
         match operation:
-            case Gen(str(name)) | Select(str(name)) | ScopeBegin(name):
+            case Gen(str(name), _, thinks_as):
+                variable = self.declare(name)
+                if thinks_as is not None:
+                    variable.thought = self.declare(name + NAME_ENDING)
+                return variable
+            case Select(str(name)) | ScopeBegin(name):
                 return self.declare(name)
             case RoleBegin(role):
                 if self._declared_role is not None:
@@ -302,6 +328,15 @@ class Execution:
         for operation, _ in dropped:
             _drop(operation, self.error)
         self._changed()
+        if self.is_abandoned:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Nobody reads from it any more; an error that nobody has read is told in the log."""
+        self.is_abandoned = True
+        if self.error is not None and not self.is_error_read:
+            self.is_error_read = True
+            logger.error("program %r failed: %r", self.settings.program, self.error)
 
     def _write(self, operation: Said | ScopeBegin | ScopeEnd, variable: Variable | None) -> None:
         """What needs no backend."""
@@ -317,8 +352,8 @@ class Execution:
 
     async def _perform(self, operation: Operation, variable: Variable | None) -> None:
         match operation:
-            case Gen(_, sampling):
-                await self._generate(variable or Variable(), sampling)
+            case Gen():
+                await self._generate(variable or Variable(), operation)
             case Select(_, choices, temperature, method):
                 backend, prompt = self.settings.backend, self.said.prompt()
                 chosen = await backend.select(prompt, choices, temperature, method)
@@ -332,22 +367,30 @@ class Execution:
             case _:
                 raise AssertionError(f"no operation: {operation!r}")
 
-    async def _generate(self, variable: Variable, sampling: Sampling) -> None:
+    async def _generate(self, variable: Variable, gen: Gen) -> None:
         backend, prompt = self.settings.backend, self.said.prompt()
         if backend.reads_ahead:
             prompt = replace(prompt, ahead=self._ahead())
-        wanted = sampling.over(self.settings.defaults)
+        wanted = gen.sampling.over(self.settings.defaults)
+        split = Split(gen.thinks_as, prompt.text)
+        answer = Answer("")
         if not self.settings.is_streamed:
             answer = await backend.generate(prompt, wanted)
         else:
-            answer = Answer("")
             async for answer in backend.stream(prompt, wanted):
-                self.said.text = prompt.text + answer.text
-                variable.value, variable.meta_info = answer.text, answer.meta_info
+                split.read(answer.text)
+                self.said.text = prompt.text + split.said
+                variable.value, variable.meta_info = split.said, answer.meta_info
+                if variable.thought is not None:
+                    variable.thought.value = split.thought
                 self._changed()
-        self.said.text = prompt.text + answer.text
-        self.said.held = answer.held
-        variable.set(answer.text, answer.meta_info)
+        split.read(answer.text, is_whole=True)
+        self.said.text = prompt.text + split.said
+        if split.said == answer.text:  # else the backend's tokens are not those of the text
+            self.said.held = answer.held
+        if variable.thought is not None:
+            variable.thought.set(split.thought, answer.meta_info)
+        variable.set(split.said, answer.meta_info)
 
     def _ahead(self) -> list[str | Gen]:
         """What has been added in the role that has begun, as far as it is known what it says."""
@@ -384,6 +427,7 @@ class Execution:
         for copy in gather.copies:
             await copy.wait_async(lambda copy=copy: not copy._is_working)  # type: ignore[misc]
             if copy.error is not None:
+                copy.is_error_read = True
                 raise copy.error
         if gather.mode == "concate_and_append":
             parts = [copy.said.text[copy.fork_point :] for copy in gather.copies]
@@ -396,4 +440,5 @@ def _drop(operation: Operation, error: BaseException) -> None:
     """It will not be done: who waits for it must hear of it."""
     if isinstance(operation, Fork):
         for copy in operation.copies:
+            copy.is_error_read = True  # whoever reads from the source is told
             copy.fail(error)

@@ -104,10 +104,14 @@ DEFAULTS = Sampling(max_tokens=128, temperature=1.0)
 
 @dataclass(frozen=True, slots=True)
 class Gen(Expr):
-    """Text by the model; without a name it is kept in no variable."""
+    """Text by the model; without a name it is kept in no variable.
+
+    thinks_as  the kind of model whose thoughts are to be kept apart from the text
+    """
 
     name: str | None
     sampling: Sampling
+    thinks_as: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

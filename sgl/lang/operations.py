@@ -18,14 +18,16 @@ class Variable:
     """A value that is there, or will be; `value` grows while it is streamed.
 
     is_gathered  it is a list of what copies made
+    thought      what the model thought before it said this, where that is kept apart
     """
 
-    __slots__ = ("error", "is_gathered", "is_set", "meta_info", "value")
+    __slots__ = ("error", "is_gathered", "is_set", "meta_info", "thought", "value")
 
     def __init__(self, *, is_gathered: bool = False) -> None:
         self.value: Any = ""
         self.meta_info: dict[str, Any] | None = None
         self.error: BaseException | None = None
+        self.thought: Variable | None = None
         self.is_gathered = is_gathered
         self.is_set = False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -42,10 +43,8 @@ class _Run:
 
     def quietly(self) -> None:
         """Whoever reads the state gets what the body raises."""
-        try:
+        with suppress(Exception):
             self()
-        except Exception as error:
-            self.execution.fail(error)
 
 
 class Function:

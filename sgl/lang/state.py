@@ -46,6 +46,11 @@ class ProgramState:
     def set_var(self, name: str, value: Any) -> None:
         self[name] = value
 
+    async def get_var_async(self, name: str) -> Any:
+        """As `get_var`, on an event loop that goes on meanwhile."""
+        await self._execution.wait_async(lambda: self._execution.is_known(name))
+        return self[name]
+
     def get_meta_info(self, name: str, timeout: float | None = None) -> dict[str, Any] | None:
         """What the backend told about a variable; raises TimeoutError after so many seconds."""
         execution = self._execution
@@ -107,9 +112,14 @@ class ProgramState:
         """Wait until everything that was added is done."""
         self._execution.sync()
 
+    async def sync_async(self) -> None:
+        """As `sync`, on an event loop that goes on meanwhile."""
+        await self._execution.sync_async()
+
     def error(self) -> BaseException | None:
         """What went wrong, if anything did."""
         self.sync()
+        self._execution.is_error_read = True
         return self._execution.error
 
     def text_iter(self, var_name: str | None = None) -> Iterator[str]:
@@ -131,7 +141,12 @@ class ProgramState:
                 yield piece if return_meta_data else piece[0]
 
     def __repr__(self) -> str:
-        return f"ProgramState({self._execution.said.text})"
+        error = self._execution.error
+        failed = "" if error is None else f", failed: {error!r}"
+        return f"ProgramState({self._execution.said.text}{failed})"
+
+    def __del__(self) -> None:
+        self._execution.abandon()
 
     def _role(self, role: Role, said: Expr | str | None) -> Any:
         if said is not None:
@@ -218,6 +233,7 @@ class _Reader:
             if self._name is not None:
                 self._execution.value(self._name)
             elif self._execution.error is not None:
+                self._execution.is_error_read = True
                 raise self._execution.error
 
     def _variable(self) -> Variable | None:

@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "constrained": {"sampling_params", "processes"},
     "scheduling": {"messages", "sampling_params", "constrained"},
     "protocol": {"messages", "sampling_params", "constrained"},
-    "lang": {"sampling_params", "engine"},
+    "lang": {"sampling_params", "engine", "protocol"},
     "runtime": {"lang", "config", "processes", "tokenizer", "utils"},
     "utils": {"engine"},
     "actors": WHOLE_ENGINE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 
@@ -378,3 +379,148 @@ def test_an_ended_program_tells_who_reads_it(backend):
     with pytest.raises(ProgramAbortedError):
         state["a"]
     assert wait_until(lambda: backend.num_cancelled == 1)
+
+
+THINKING = "<think>\nTwo and two,\nthat is four.\n</think>\n\nIt is 4."
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize(
+    ("model_type", "answer", "thought", "said"),
+    [
+        ("deepseek-r1", THINKING, "Two and two,\nthat is four.", "It is 4."),
+        (
+            "deepseek-r1",
+            THINKING.removeprefix("<think>\n"),
+            "Two and two,\nthat is four.",
+            "It is 4.",
+        ),
+        ("qwen3", THINKING, "Two and two,\nthat is four.", "It is 4."),
+        ("qwen3", "It is 4.", "", "It is 4."),
+        ("deepseek-r1", "Two and two", "Two and two", ""),
+    ],
+)
+def test_what_a_model_thinks_is_kept_apart(is_streamed, model_type, answer, thought, said):
+    backend = FakeBackend(lambda text: answer)
+
+    @sgl.function
+    def ask(s):
+        s += sgl.user("What is 2 + 2?")
+        s += sgl.assistant(
+            sgl.separate_reasoning("" + sgl.gen("sum"), model_type) + sgl.gen("more")
+        )
+
+    state = ask.run(backend=backend, stream=is_streamed)
+    assert state["sum"] == said
+    assert state["sum_reasoning_content"] == thought
+    assert state["more"] == answer, "only what was asked for is split"
+    assert state.messages()[-1]["content"] == said + answer
+    assert backend.prompts[1].text.endswith("assistant\n" + said)
+    assert state.get_meta_info("sum_reasoning_content") == state.get_meta_info("sum")
+
+
+def test_thoughts_of_an_unknown_kind_are_refused_where_they_are_asked_for():
+    with pytest.raises(ValueError, match=r"model_type='r2': it is one of deepseek-r1, qwen3"):
+        sgl.separate_reasoning(sgl.gen("x"), "r2")
+
+
+def test_what_is_thought_can_be_read_piece_by_piece():
+    backend = FakeBackend(lambda text: THINKING)
+
+    @sgl.function
+    def ask(s):
+        s += sgl.separate_reasoning(sgl.gen("sum"))
+
+    state = ask.run(backend=backend, stream=True)
+    pieces = list(state.text_iter("sum_reasoning_content"))
+    assert "".join(pieces) == "Two and two,\nthat is four."
+    assert len(pieces) > 1
+
+
+def failing(text):
+    raise RuntimeError("no answer today")
+
+
+@pytest.mark.parametrize("read", ["variable", "error", "iterate", "unknown"])
+def test_an_error_that_was_read_is_not_told_again(read, caplog):
+    @sgl.function
+    def ask(s):
+        s += "x" + sgl.gen("a")
+
+    state = ask.run(backend=FakeBackend(failing))
+    ways = {
+        "variable": lambda: state["a"],
+        "iterate": lambda: list(state.text_iter()),
+        "unknown": lambda: state["b"],
+    }
+    if read == "error":
+        assert isinstance(state.error(), RuntimeError)
+    else:
+        with pytest.raises((RuntimeError, UnknownVariableError)):
+            ways[read]()
+    ways.clear()
+    assert repr(state) == "ProgramState(x, failed: RuntimeError('no answer today'))"
+    del state
+    gc.collect()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_an_error_that_nobody_read_is_told_once_in_the_log(is_late, caplog):
+    backend = FakeBackend(failing)
+    if is_late:
+        backend.hold()
+
+    @sgl.function
+    def ask(s):
+        s += "x" + sgl.gen("a")
+        copies = s.fork(2)
+        copies += sgl.gen("b")
+        copies.join()
+
+    state = ask.run(backend=backend)
+    if not is_late:
+        assert state.text() == "x"
+    del state
+    if is_late:
+        backend.let()
+    wait_until(lambda: gc.collect() >= 0 and bool(caplog.records))
+    assert [record.message for record in caplog.records] == [
+        "program 'ask' failed: RuntimeError('no answer today')"
+    ]
+
+
+def test_what_a_body_raises_is_told_by_run_alone(caplog):
+    @sgl.function
+    def ask(s):
+        raise ValueError("wrong")
+
+    with pytest.raises(ValueError, match="wrong"):
+        ask.run(backend=FakeBackend())
+    with pytest.raises(ValueError, match="wrong"):
+        ask.run_batch([{}, {}], backend=FakeBackend())
+    gc.collect()
+    assert not caplog.records
+
+
+def test_a_variable_can_be_awaited(backend):
+    backend.hold()
+
+    @sgl.function
+    def ask(s):
+        s += "x" + sgl.gen("a")
+
+    async def read(is_streamed):
+        state = ask.run(backend=backend, stream=is_streamed)
+        reading = asyncio.ensure_future(state.get_var_async("a"))
+        await asyncio.sleep(0.05)
+        assert not reading.done(), "the loop goes on meanwhile"
+        backend.let()
+        await state.sync_async()
+        with pytest.raises(UnknownVariableError, match="'b'"):
+            await state.get_var_async("b")
+        return await reading
+
+    for is_streamed in (False, True):
+        assert asyncio.run(read(is_streamed)) == "<1>"
+        backend.hold()
