@@ -136,7 +136,7 @@ class Execution:
         self.wait(lambda: self.is_known(name))
         variable = self.variables.get(name)
         if variable is None:
-            self.is_error_read = True
+            self.is_error_read = self.error is not None
             raise self.unknown(name) from self.error
         return variable
 
