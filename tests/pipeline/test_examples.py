@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import re
@@ -15,6 +17,8 @@ from typing import Any
 
 import jsonschema
 import pytest
+from fake_apis import FakeApi, running
+from PIL import Image
 from pipeline.server import ROOT, Server
 
 import sgl
@@ -50,19 +54,55 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.port}"
 
 
+@pytest.fixture
+def eyes() -> Iterator[FakeApi]:
+    """A model that sees: it says the colour in the middle of each picture."""
+    with running(FakeApi(lambda body: " and ".join(map(middle_of, pictures_of(body))))) as api:
+        yield api
+
+
+def pictures_of(body: dict[str, Any]) -> list[str]:
+    parts = [part for message in body["messages"] for part in message["content"]]
+    return [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+
+
+def middle_of(data_url: str) -> str:
+    data = base64.b64decode(data_url.removeprefix("data:image/png;base64,"))
+    picture = Image.open(io.BytesIO(data))
+    pixel = picture.getpixel((picture.width // 2, picture.height // 2))
+    return {(255, 0, 0): "red", (0, 0, 255): "blue"}[pixel]
+
+
 @pytest.fixture(autouse=True)
 def _no_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each example sets its own."""
     monkeypatch.setattr(sgl.global_config, "default_backend", None)
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", sorted({*EXAMPLES} - {"image"}))
 def test_example(name, url, capsys):
     assert name in CHECKS, f"examples/{name}.py is not checked: write check_{name}"
     names = runpy.run_path(str(FOLDER / f"{name}.py"))
     returned = names["main"](["--url", url])
     printed = capsys.readouterr()
     CHECKS[name](Ran(names, returned, printed.out.splitlines(), printed.err))
+
+
+def test_pictures_reach_a_model_that_sees(eyes, tmp_path, capsys):
+    names = runpy.run_path(str(FOLDER / "image.py"))
+    returned = names["main"](["--url", eyes.url])
+    assert capsys.readouterr().out.splitlines() == [
+        "picture 1: red",
+        "picture 2: blue",
+        "together: red and blue",
+    ]
+    (user, _) = returned["together"].messages()
+    kinds = [part["type"] for part in user["content"]]
+    assert kinds == ["text", "image_url", "text", "image_url", "text"]
+    picture = tmp_path / "blue.png"
+    names["drawn"]()[1].save(picture)
+    names["main"](["--url", eyes.url, str(picture)])
+    assert capsys.readouterr().out.splitlines() == ["picture 1: blue", "together: blue"]
 
 
 def test_an_example_is_a_command(url):
