@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 import re
 import subprocess
@@ -11,9 +12,15 @@ from pathlib import Path
 import pytest
 from ingress_server import in_thread
 
+import sgl
+import sgl.lang.program
+import sgl.lang.state
+import sgl.utils
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 URL = "http://127.0.0.1:30000"
+ROLES, ENDS = ("system", "user", "assistant"), ("begin", "end")
 PAGES = sorted(page for page in (DOCS / "api").glob("*.md") if page.name != "engine.md")
 BLOCK = re.compile(r"^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\((?P<path>[^)#\s]*)(?:#(?P<anchor>[^)\s]*))?\)")
@@ -66,6 +73,26 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert target.exists(), link[0]
         if link["anchor"] and target.suffix == ".md":
             assert link["anchor"] in anchors_of(target), link[0]
+
+
+def test_the_reference_of_the_language_names_everything() -> None:
+    page = (DOCS / "lang" / "reference.md").read_text(encoding="utf-8")
+    words = set(re.findall(r"\w+", page))
+    functions = {name for name, value in vars(sgl.utils).items() if inspect.isfunction(value)} & {
+        name for name in vars(sgl.utils) if not name.startswith("_")
+    }
+    keywords = [*inspect.signature(sgl.gen).parameters]
+    for run in (sgl.lang.program.Function.run, sgl.lang.program.Function.run_batch):
+        keywords += inspect.signature(run).parameters
+    methods = [
+        name
+        for kind in (sgl.lang.state.ProgramState, sgl.lang.program.Function)
+        for name in vars(kind)
+        if not name.startswith("_")
+    ]
+    known = {*sgl.__all__, *functions, *keywords, *methods} - {"__version__", "self", "args"}
+    known -= {"arguments", "batch_kwargs"} | {f"{role}_{end}" for role in ROLES for end in ENDS}
+    assert not known - words
 
 
 def test_the_parameters_are_those_of_the_types() -> None:

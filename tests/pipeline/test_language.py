@@ -189,8 +189,8 @@ def test_an_interrupt_ends_a_batch_and_its_requests(server, reads):
     assert server_wait_until(lambda: not is_busy(), 5)
 
 
-def test_the_examples_of_its_page_run(server, tmp_path):
-    page = (ROOT / "docs" / "lang.md").read_text(encoding="utf-8")
+def test_the_examples_of_the_tutorial_run(server, tmp_path):
+    page = (ROOT / "docs" / "lang" / "tutorial.md").read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
     script = tmp_path / "page.py"
     script.write_text(code.replace("127.0.0.1:30000", f"127.0.0.1:{server.port}"), "utf-8")
@@ -199,6 +199,7 @@ def test_the_examples_of_its_page_run(server, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "Paris" in done.stdout
+    assert "temperature must be from 0" in done.stdout
 
 
 def test_the_language_needs_no_torch():

@@ -219,6 +219,17 @@ def test_what_an_api_does_not_know_is_warned_of_once(api):
         many.run(backend=backend).sync()
     told = sorted(str(one.message) for one in caught)
     assert told == ["OpenAI has no regex: it is not sent", "OpenAI has no top_k: it is not sent"]
+
+
+def test_a_schema_is_not_left_out_in_silence_where_a_text_is_completed(api):
+    backend = openai(api, is_chat_model=False)
+
+    @sgl.function
+    def one(s):
+        s += sgl.gen("a", json_schema={"type": "object"})
+
+    with pytest.warns(UserWarning, match="OpenAI has no json_schema: it is not sent"):
+        one.run(backend=backend).sync()
     assert "top_k" not in api.bodies[0]
 
 

@@ -157,6 +157,8 @@ class OpenAI(OpenAIProtocol):
         self.is_chat = model_name not in COMPLETION_MODELS
         if is_chat_model is not None:
             self.is_chat = is_chat_model
+        if not self.is_chat:
+            self.supported = tuple(name for name in self.supported if name != "json_schema")
         client = AsyncAzureOpenAI if is_azure else AsyncOpenAI
         self._client: Any = client(**{"max_retries": MAX_RETRIES} | client_args)
         self._tokenizer = tokenizer
