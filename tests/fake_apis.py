@@ -7,6 +7,8 @@ token.
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 import re
 import threading
@@ -15,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from aiohttp import web
+from PIL import Image
 
 Body = dict[str, Any]
 
@@ -32,6 +35,20 @@ def all_text(value: Any) -> str:
         names = ("content", "text", "parts")
         return "".join(all_text(value[name]) for name in names if name in value)
     return "".join(map(all_text, value or ()))
+
+
+def colours_seen(body: Body) -> str:
+    """The answer of a model that sees: what is in the middle of each picture, red or blue."""
+    parts = [part for message in body["messages"] for part in message["content"]]
+    urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+    return " and ".join(map(_middle_of, urls))
+
+
+def _middle_of(data_url: str) -> str:
+    data = base64.b64decode(data_url.removeprefix("data:image/png;base64,"))
+    picture = Image.open(io.BytesIO(data))
+    pixel = picture.getpixel((picture.width // 2, picture.height // 2))
+    return {(255, 0, 0): "red", (0, 0, 255): "blue"}[pixel]
 
 
 class FakeApi:

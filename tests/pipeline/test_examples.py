@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import os
 import re
@@ -17,8 +15,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from fake_apis import FakeApi, running
-from PIL import Image
+from fake_apis import FakeApi, colours_seen, running
 from pipeline.server import ROOT, Server
 
 import sgl
@@ -56,21 +53,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def eyes() -> Iterator[FakeApi]:
-    """A model that sees: it says the colour in the middle of each picture."""
-    with running(FakeApi(lambda body: " and ".join(map(middle_of, pictures_of(body))))) as api:
+    with running(FakeApi(colours_seen)) as api:
         yield api
-
-
-def pictures_of(body: dict[str, Any]) -> list[str]:
-    parts = [part for message in body["messages"] for part in message["content"]]
-    return [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
-
-
-def middle_of(data_url: str) -> str:
-    data = base64.b64decode(data_url.removeprefix("data:image/png;base64,"))
-    picture = Image.open(io.BytesIO(data))
-    pixel = picture.getpixel((picture.width // 2, picture.height // 2))
-    return {(255, 0, 0): "red", (0, 0, 255): "blue"}[pixel]
 
 
 @pytest.fixture(autouse=True)

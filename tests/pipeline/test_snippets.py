@@ -18,6 +18,8 @@ from typing import Any
 
 import openai
 import pytest
+from fake_apis import FakeApi, colours_seen, running
+from PIL import Image
 from pipeline.server import ROOT, can_bind, free_port
 from snippets.notebook import NOTEBOOK
 from snippets.readme import README
@@ -386,3 +388,31 @@ def test_notebook_roles(port, capsys):
     ]
     assert num_tokens(state, "story") <= 128
     assert capsys.readouterr().out == state["story"] + "\n"
+
+
+@pytest.fixture
+def picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeApi]:
+    """In the current folder, and programs run on a model that sees, behind OpenAI's API."""
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "example_image.png")
+    monkeypatch.chdir(tmp_path)
+    with running(FakeApi(colours_seen)) as api:
+        backend = sgl.OpenAI("gpt-4o", base_url=api.url + "/v1", api_key="none")
+        monkeypatch.setattr(sgl.global_config, "default_backend", backend)
+        yield api
+
+
+def test_readme_multi_modality(port, picture):
+    image_qa = readme("image_qa", port)["image_qa"]
+    state = image_qa.run("example_image.png", "What colour is this?")
+    assert state["answer"] == "blue"
+    assert picture.bodies[0]["max_tokens"] == 256
+
+
+def test_notebook_multi_modal(port, picture, capsys):
+    state = notebook("image_qa", port)["state"]
+    assert capsys.readouterr().out == "blue\n"
+    asked, answer = state.messages()
+    assert [part["type"] for part in asked["content"]] == ["image_url", "text"]
+    assert asked["content"][1]["text"] == "Describe the image in one short sentence."
+    assert answer == {"role": "assistant", "content": "blue"}
+    assert picture.bodies[0]["stop"] == ["assistant"]

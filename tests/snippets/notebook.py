@@ -209,4 +209,20 @@ print_highlight(state["story"])
     "terminate": r"""
 terminate_process(server_process)
 """,
+    # Multi-modal, cell 15
+    "image_qa": r"""
+from sglang import image
+
+
+@function
+def image_qa(s, image_file, question):
+    s += user(image(image_file) + question)
+    s += assistant(gen("answer", max_tokens=128, stop=["assistant"]))
+
+
+state = image_qa.run(
+    image_file="example_image.png", question="Describe the image in one short sentence."
+)
+print_highlight(state["answer"])
+""",
 }

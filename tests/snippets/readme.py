@@ -169,6 +169,13 @@ def character_gen(s, name):
     s += name + " is a character in Harry Potter. Please fill in the following information about this character.\n"
     s += sgl.gen("json_output", max_tokens=256, regex=character_regex)
 ''',
+    # Multi-Modality; there a parenthesis is missing at the end
+    "image_qa": r"""
+@sgl.function
+def image_qa(s, image_file, question):
+    s += sgl.user(sgl.image(image_file) + question)
+    s += sgl.assistant(sgl.gen("answer", max_tokens=256))
+""",
     # Batching
     "batching": r"""
 @sgl.function
