@@ -427,7 +427,6 @@ class Execution:
         for copy in gather.copies:
             await copy.wait_async(lambda copy=copy: not copy._is_working)  # type: ignore[misc]
             if copy.error is not None:
-                copy.is_error_read = True
                 raise copy.error
         if gather.mode == "concate_and_append":
             parts = [copy.said.text[copy.fork_point :] for copy in gather.copies]

@@ -206,6 +206,7 @@ class ProgramStates:
         into = _gathered(source, copies) if mode == "gather_variable" else []
         source.submit(Gather(copies, mode, into))
         for copy in copies:
+            copy.is_error_read = True  # it fails the source
             copy.end()
 
 

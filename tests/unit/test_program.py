@@ -492,6 +492,23 @@ def test_an_error_that_nobody_read_is_told_once_in_the_log(is_late, caplog):
     ]
 
 
+def test_copies_that_all_fail_are_told_of_once(caplog):
+    @sgl.function
+    def ask(s):
+        s += "x"
+        copies = s.fork(3)
+        copies += sgl.gen("a")
+        copies.join()
+
+    def run_and_read():
+        with pytest.raises(RuntimeError, match="no answer today"):
+            ask.run(backend=FakeBackend(failing))["a"]
+
+    run_and_read()
+    gc.collect()
+    assert not caplog.records
+
+
 def test_what_a_body_raises_is_told_by_run_alone(caplog):
     @sgl.function
     def ask(s):
