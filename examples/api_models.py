@@ -12,14 +12,14 @@ import sgl
 
 
 @sgl.function
-def chat(s: Any) -> None:
+def chat(s: sgl.ProgramState) -> None:
     s += sgl.user("What is the capital of France?")
     s += sgl.assistant(sgl.gen("capital", max_tokens=16))
     s += sgl.user("And of Italy?")
     s += sgl.assistant(sgl.gen("other", max_tokens=16))
 
 
-def count(s: Any) -> None:
+def count(s: sgl.ProgramState) -> None:
     s += "One, two, three, four,"
     for name in ("a", "b", "c"):
         s += sgl.gen(name, stop=",", max_tokens=8) + ","

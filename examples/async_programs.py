@@ -12,7 +12,6 @@ import argparse
 import asyncio
 
 import sgl
-from sgl.lang.state import ProgramState
 
 QUESTIONS = [
     "What is the capital of France?",
@@ -22,7 +21,7 @@ QUESTIONS = [
 
 
 @sgl.function
-def ask(s: ProgramState, question: str) -> None:
+def ask(s: sgl.ProgramState, question: str) -> None:
     s += sgl.user(question)
     s += sgl.assistant(sgl.gen("answer", max_tokens=16))
 

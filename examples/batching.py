@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 
 import sgl
-from sgl.lang.state import ProgramState
 
 EXAMPLES = """\
 Q: What is the capital of Italy?
@@ -32,19 +31,21 @@ CAPITALS = {
 
 
 @sgl.function
-def capital_of(s: ProgramState, country: str) -> None:
+def capital_of(s: sgl.ProgramState, country: str) -> None:
     s += EXAMPLES
     s += f"Q: What is the capital of {country}?\nA:"
     s += sgl.gen("answer", max_tokens=8, stop="\n")
 
 
-def main(argv: list[str] | None = None) -> list[ProgramState]:
+def main(argv: list[str] | None = None) -> list[sgl.ProgramState]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:30000", help="address of the server")
     sgl.set_default_backend(sgl.RuntimeEndpoint(parser.parse_args(argv).url))
 
     arguments = [{"country": country} for country in CAPITALS]
-    states: list[ProgramState] = capital_of.run_batch(arguments, temperature=0, progress_bar=True)
+    states: list[sgl.ProgramState] = capital_of.run_batch(
+        arguments, temperature=0, progress_bar=True
+    )
     num_right = 0
     for (country, capital), state in zip(CAPITALS.items(), states, strict=True):
         answer = state["answer"].strip()

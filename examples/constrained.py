@@ -12,7 +12,6 @@ import json
 from typing import Any
 
 import sgl
-from sgl.lang.state import ProgramState
 
 DATE = r"[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
 CONTINENTS = ["Africa", "America", "Asia", "Europe"]
@@ -30,7 +29,7 @@ CITY = {
 
 
 @sgl.function
-def describe_city(s: ProgramState, city: str) -> None:
+def describe_city(s: sgl.ProgramState, city: str) -> None:
     s += sgl.user(f"Describe the city {city} as JSON.")
     s += sgl.assistant(sgl.gen("city", json_schema=CITY, max_tokens=64))
     s += sgl.user("On which date is its best known festival, as year-month-day?")
@@ -41,7 +40,7 @@ def describe_city(s: ProgramState, city: str) -> None:
     s += sgl.assistant("It is in " + sgl.gen("continent", choices=CONTINENTS))
 
 
-def parsed(state: ProgramState) -> dict[str, Any]:
+def parsed(state: sgl.ProgramState) -> dict[str, Any]:
     """Variables are always text, also with a schema or a `dtype`."""
     return {
         "city": json.loads(state["city"]),

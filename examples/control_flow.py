@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 
 import sgl
-from sgl.lang.state import ProgramState
 
 TOOLS = ["calculator", "search engine"]
 QUESTIONS = ["What is 7 times 9?", "Who was the first man on the moon?"]
 
 
 @sgl.function
-def use_tool(s: ProgramState, question: str) -> None:
+def use_tool(s: sgl.ProgramState, question: str) -> None:
     s += f"To answer the question '{question}' I need to use a "
     s += sgl.select("tool", TOOLS)
     # Reading a variable waits for it. The branch is ordinary Python.
@@ -26,7 +25,7 @@ def use_tool(s: ProgramState, question: str) -> None:
         s += ". The words to search for are: " + sgl.gen("keywords", max_tokens=12, stop="\n")
 
 
-def main(argv: list[str] | None = None) -> list[ProgramState]:
+def main(argv: list[str] | None = None) -> list[sgl.ProgramState]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:30000", help="address of the server")
     sgl.set_default_backend(sgl.RuntimeEndpoint(parser.parse_args(argv).url))

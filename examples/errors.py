@@ -20,17 +20,16 @@ from collections.abc import Callable
 
 import sgl
 from sgl.errors import SglError
-from sgl.lang.state import ProgramState
 
 
 @sgl.function
-def story(s: ProgramState, temperature_of_end: float) -> None:
+def story(s: sgl.ProgramState, temperature_of_end: float) -> None:
     s += "Once upon a time" + sgl.gen("begin", max_tokens=4)
     s += " and then" + sgl.gen("end", max_tokens=4, temperature=temperature_of_end)
 
 
 @sgl.function
-def half(s: ProgramState, number: int) -> None:
+def half(s: sgl.ProgramState, number: int) -> None:
     s += f"Half of {number} is {number // 2}. So" + sgl.gen("more", max_tokens=4)
     if number % 2:
         raise ValueError(f"{number} is odd")

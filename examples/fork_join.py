@@ -11,13 +11,12 @@ from __future__ import annotations
 import argparse
 
 import sgl
-from sgl.lang.state import ProgramState
 
 TIPS = ["Eat a balanced diet", "Exercise regularly", "Sleep enough"]
 
 
 @sgl.function
-def explain_tips(s: ProgramState, tips: list[str]) -> None:
+def explain_tips(s: sgl.ProgramState, tips: list[str]) -> None:
     s += "Tips for staying healthy:\n"
     s += "".join(f"{number}. {tip}.\n" for number, tip in enumerate(tips, start=1))
     copies = s.fork(len(tips))
@@ -30,7 +29,7 @@ def explain_tips(s: ProgramState, tips: list[str]) -> None:
     s += "\nIn summary," + sgl.gen("summary", max_tokens=16, stop="\n")
 
 
-def main(argv: list[str] | None = None) -> ProgramState:
+def main(argv: list[str] | None = None) -> sgl.ProgramState:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:30000", help="address of the server")
     sgl.set_default_backend(sgl.RuntimeEndpoint(parser.parse_args(argv).url))

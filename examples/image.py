@@ -18,13 +18,13 @@ Picture = str | Path | bytes | Image.Image
 
 
 @sgl.function
-def describe(s: Any, picture: Picture) -> None:
+def describe(s: sgl.ProgramState, picture: Picture) -> None:
     s += sgl.user(sgl.image(picture) + "Say in one sentence what this shows.")
     s += sgl.assistant(sgl.gen("sentence", max_tokens=48))
 
 
 @sgl.function
-def compare(s: Any, pictures: list[Picture]) -> None:
+def compare(s: sgl.ProgramState, pictures: list[Picture]) -> None:
     with s.user():
         for number, picture in enumerate(pictures, 1):
             s += f"Picture {number}: " + sgl.image(picture) + "\n"

@@ -11,7 +11,6 @@ import argparse
 from statistics import mean
 
 import sgl
-from sgl.lang.state import ProgramState
 
 ESSAY = """\
 Cities should have more trees. Trees cool the streets in summer, clean the air and make people
@@ -21,7 +20,7 @@ GRADES = ["1", "2", "3", "4", "5"]
 
 
 @sgl.function
-def judge(s: ProgramState, essay: str) -> float:
+def judge(s: sgl.ProgramState, essay: str) -> float:
     s += f"An essay:\n\n{essay}\n"
     judges = s.fork(len(DIMENSIONS))
     judges += lambda i: f"\nJudged by its {DIMENSIONS[i]}, this essay is"
@@ -36,7 +35,7 @@ def judge(s: ProgramState, essay: str) -> float:
     return mean(int(grade) for grade in s["grade"])
 
 
-def main(argv: list[str] | None = None) -> ProgramState:
+def main(argv: list[str] | None = None) -> sgl.ProgramState:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:30000", help="address of the server")
     sgl.set_default_backend(sgl.RuntimeEndpoint(parser.parse_args(argv).url))

@@ -8,11 +8,10 @@ from __future__ import annotations
 import argparse
 
 import sgl
-from sgl.lang.state import ProgramState
 
 
 @sgl.function
-def two_questions(s: ProgramState, country: str) -> None:
+def two_questions(s: sgl.ProgramState, country: str) -> None:
     s += sgl.system("You are a helpful assistant.")
     s += sgl.user(f"What is the capital of {country}?")
     s += sgl.assistant(sgl.gen("capital", max_tokens=16))
@@ -21,7 +20,7 @@ def two_questions(s: ProgramState, country: str) -> None:
     s += sgl.assistant(sgl.gen("building", max_tokens=24))
 
 
-def main(argv: list[str] | None = None) -> ProgramState:
+def main(argv: list[str] | None = None) -> sgl.ProgramState:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:30000", help="address of the server")
     sgl.set_default_backend(sgl.RuntimeEndpoint(parser.parse_args(argv).url))

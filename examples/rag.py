@@ -13,7 +13,6 @@ import argparse
 import re
 
 import sgl
-from sgl.lang.state import ProgramState
 
 PARAGRAPHS = [
     "The Amazon is a river in South America. It is 6400 kilometres long and flows to the Atlantic.",
@@ -38,7 +37,7 @@ def retrieve(question: str) -> str:
 
 
 @sgl.function
-def answer_from(s: ProgramState, context: str, question: str) -> None:
+def answer_from(s: sgl.ProgramState, context: str, question: str) -> None:
     # The context comes first: only the beginning of a prompt can be shared.
     s += sgl.user(f"Text: {context}\n\nQuestion: {question}")
     s += sgl.assistant(
@@ -46,7 +45,7 @@ def answer_from(s: ProgramState, context: str, question: str) -> None:
     )
 
 
-def main(argv: list[str] | None = None) -> list[ProgramState]:
+def main(argv: list[str] | None = None) -> list[sgl.ProgramState]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:30000", help="address of the server")
     sgl.set_default_backend(sgl.RuntimeEndpoint(parser.parse_args(argv).url))

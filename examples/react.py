@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 
 import sgl
-from sgl.lang.state import ProgramState
 
 FACTS = {
     "Eiffel Tower": "The Eiffel Tower stands in Paris and is 330 metres high.",
@@ -38,7 +37,7 @@ def look_up(name: str) -> str:
 
 
 @sgl.function
-def react(s: ProgramState, question: str) -> None:
+def react(s: sgl.ProgramState, question: str) -> None:
     s += WORKED_EXAMPLE
     # The scope makes a variable of everything that is added inside.
     with s.var_scope("transcript"):
@@ -55,7 +54,7 @@ def react(s: ProgramState, question: str) -> None:
         s += "Answer:" + sgl.gen("answer", max_tokens=12, stop="\n")
 
 
-def main(argv: list[str] | None = None) -> ProgramState:
+def main(argv: list[str] | None = None) -> sgl.ProgramState:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:30000", help="address of the server")
     sgl.set_default_backend(sgl.RuntimeEndpoint(parser.parse_args(argv).url))

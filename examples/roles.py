@@ -10,14 +10,13 @@ from __future__ import annotations
 import argparse
 
 import sgl
-from sgl.lang.state import ProgramState
 
 RULE = "You are a helpful assistant."
 QUESTION = "What is the capital of France?"
 
 
 @sgl.function
-def as_calls(s: ProgramState) -> None:
+def as_calls(s: sgl.ProgramState) -> None:
     """The shortest one."""
     s += sgl.system(RULE)
     s += sgl.user(QUESTION)
@@ -25,7 +24,7 @@ def as_calls(s: ProgramState) -> None:
 
 
 @sgl.function
-def as_begin_and_end(s: ProgramState) -> None:
+def as_begin_and_end(s: sgl.ProgramState) -> None:
     """For messages that are put together from many parts, in loops or in functions."""
     s += sgl.system_begin() + RULE + sgl.system_end()
     s += sgl.user_begin() + QUESTION + sgl.user_end()
@@ -36,7 +35,7 @@ def as_begin_and_end(s: ProgramState) -> None:
 
 
 @sgl.function
-def as_scopes(s: ProgramState) -> None:
+def as_scopes(s: sgl.ProgramState) -> None:
     """The same, but the end cannot be forgotten."""
     with s.system():
         s += RULE
@@ -47,7 +46,7 @@ def as_scopes(s: ProgramState) -> None:
         s += sgl.gen("answer", max_tokens=8)
 
 
-def main(argv: list[str] | None = None) -> list[ProgramState]:
+def main(argv: list[str] | None = None) -> list[sgl.ProgramState]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:30000", help="address of the server")
     sgl.set_default_backend(sgl.RuntimeEndpoint(parser.parse_args(argv).url))

@@ -9,11 +9,10 @@ import argparse
 import asyncio
 
 import sgl
-from sgl.lang.state import ProgramState
 
 
 @sgl.function
-def fruit_story(s: ProgramState, fruit: str) -> None:
+def fruit_story(s: sgl.ProgramState, fruit: str) -> None:
     s += f"Once upon a time, an {fruit}" + sgl.gen("begin", max_tokens=12)
     s += f"... In the end, the {fruit}" + sgl.gen("end", max_tokens=12)
 

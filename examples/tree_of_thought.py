@@ -13,7 +13,6 @@ import argparse
 from dataclasses import dataclass
 
 import sgl
-from sgl.lang.state import ProgramState
 
 BRANCHING = 3
 DEPTH = 2
@@ -26,7 +25,7 @@ class Leaf:
     score: float
 
 
-def grow(s: ProgramState, depth: int) -> list[ProgramState]:
+def grow(s: sgl.ProgramState, depth: int) -> list[sgl.ProgramState]:
     """The leaves below `s`. Part of a program may be a plain function that takes the state."""
     if depth == DEPTH:
         return [s]
@@ -39,7 +38,7 @@ def grow(s: ProgramState, depth: int) -> list[ProgramState]:
 
 
 @sgl.function
-def tree_of_thought(s: ProgramState, question: str) -> list[Leaf]:
+def tree_of_thought(s: sgl.ProgramState, question: str) -> list[Leaf]:
     s += f"Question: {question}\nLet us think step by step.\n"
     leaves = grow(s, depth=0)
     for leaf in leaves:
@@ -47,7 +46,7 @@ def tree_of_thought(s: ProgramState, question: str) -> list[Leaf]:
     return sorted(map(scored, leaves), key=lambda leaf: leaf.score, reverse=True)
 
 
-def scored(leaf: ProgramState) -> Leaf:
+def scored(leaf: sgl.ProgramState) -> Leaf:
     correct, wrong = leaf.get_meta_info("verdict")["normalized_prompt_logprobs"]
     return Leaf([leaf[f"thought_{depth}"].strip() for depth in range(DEPTH)], correct - wrong)
 

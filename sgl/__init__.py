@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         set_default_backend,
     )
     from sgl.lang.program import function
+    from sgl.lang.state import ProgramState
     from sgl.runtime import Runtime
 
 __version__ = "0.1.0"
@@ -53,6 +54,7 @@ __all__ = [
     "Engine",
     "LiteLLM",
     "OpenAI",
+    "ProgramState",
     "Runtime",
     "RuntimeEndpoint",
     "VertexAI",
@@ -105,6 +107,7 @@ _NAMES = {
         *("flush_cache", "get_server_info", "global_config", "set_default_backend"),
     ),
     "sgl.lang.program": ("function",),
+    "sgl.lang.state": ("ProgramState",),
     "sgl.runtime": ("Runtime",),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}

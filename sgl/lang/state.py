@@ -51,14 +51,14 @@ class ProgramState:
         await self._execution.wait_async(lambda: self._execution.is_known(name))
         return self[name]
 
-    def get_meta_info(self, name: str, timeout: float | None = None) -> dict[str, Any] | None:
+    def get_meta_info(self, name: str, timeout: float | None = None) -> dict[str, Any]:
         """What the backend told about a variable; raises TimeoutError after so many seconds."""
         execution = self._execution
         variable = execution.variables.get(name)
         if variable is not None and not execution.wait(lambda: variable.is_set, timeout):
             raise TimeoutError(f"variable {name!r} is not there after {timeout} s")
         self[name]
-        return execution.variables[name].meta_info
+        return execution.variables[name].meta_info or {}
 
     def system(self, said: Expr | str | None = None) -> Any:
         """`s += s.system("…")`, or `with s.system(): …`"""
