@@ -281,7 +281,7 @@ def running(api: FakeApi) -> Iterator[FakeApi]:
     ready, stop = threading.Event(), asyncio.Event()
 
     async def live() -> None:
-        runner = web.AppRunner(api.app())
+        runner = web.AppRunner(api.app(), shutdown_timeout=1.0)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
