@@ -157,7 +157,8 @@ def _start(values: Mapping[str, Any]) -> subprocess.Popen[bytes]:
     die: Callable[[], None] | None = None
     if threading.current_thread() is threading.main_thread():  # the kernel watches the thread
         die = partial(die_with_parent, os.getpid())
-    return subprocess.Popen(argv, env=environment, preexec_fn=die)
+    # an interrupt, from a terminal or a notebook's stop button, is for this program alone
+    return subprocess.Popen(argv, env=environment, preexec_fn=die, process_group=0)
 
 
 def _free_port(host: str, wanted: Any) -> int:

@@ -253,6 +253,28 @@ def test_a_runtime_ends_with_its_program_or_when_it_is_told_to():
     assert wait_until(lambda: not is_answering(url))
 
 
+def test_an_interrupt_of_a_program_is_not_for_its_server():
+    source = (
+        "import os, signal, sgl\n"
+        "runtime = sgl.Runtime(dtype='float32', num_cpu_threads=1)\n"
+        "try:\n"
+        "    os.killpg(0, signal.SIGINT)\n"
+        "    signal.pause()\n"
+        "except KeyboardInterrupt:\n"
+        "    print(runtime.generate('The capital of France is', {'max_new_tokens': 1}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", source],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["meta_info"]["completion_tokens"] == 1
+
+
 def test_a_runtime_that_cannot_start_says_why():
     with pytest.raises(ConfigError, match="model-path"):
         sgl.Runtime(model_pth="typo")
