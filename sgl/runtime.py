@@ -11,8 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -43,19 +43,19 @@ class Runtime:
 
     def __init__(self, log_level: str = "error", **flags: Any) -> None:
         flags = {"log_level": log_level, "host": HOST} | flags
-        flags["port"] = _free_port(str(flags["host"]), flags.get("port"))
-        config = ServerConfig.from_kwargs(**flags)
-        self.url = f"http://{config.host}:{config.port}"
-        self.generate_url = self.url + "/generate"
-        self.endpoint: RuntimeEndpoint
-        self._process = _start(OPTIONS.parse_values(flags))
-        atexit.register(self.shutdown)
-        try:
-            self._wait_until_ready()
-            self.endpoint = RuntimeEndpoint(self.url, config.api_key)
-        except BaseException:
-            self.shutdown()
-            raise
+        with _free_port(str(flags["host"]), flags.get("port")) as flags["port"]:
+            config = ServerConfig.from_kwargs(**flags)
+            self.url = f"http://{config.host}:{config.port}"
+            self.generate_url = self.url + "/generate"
+            self.endpoint: RuntimeEndpoint
+            self._process = _start(OPTIONS.parse_values(flags))
+            atexit.register(self.shutdown)
+            try:
+                self._wait_until_ready()
+                self.endpoint = RuntimeEndpoint(self.url, config.api_key)
+            except BaseException:
+                self.shutdown()
+                raise
 
     def shutdown(self) -> None:
         """End the server; a second time it does nothing."""
@@ -161,10 +161,19 @@ def _start(values: Mapping[str, Any]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(argv, env=environment, preexec_fn=die, process_group=0)
 
 
-def _free_port(host: str, wanted: Any) -> int:
+@contextmanager
+def _free_port(host: str, wanted: Any) -> Iterator[int]:
+    """One that no other Runtime takes meanwhile, which may not listen yet either."""
     if wanted is not None:
-        return int(wanted)
+        yield int(wanted)
+        return
     for port in range(FIRST_PORT, LAST_PORT + 1):
-        with suppress(OSError), socket.create_server((host, port)):
-            return port
+        with socket.socket(socket.AF_UNIX) as claim:  # an abstract name, which ends with it
+            try:
+                claim.bind(f"\0sgl runtime {port}")
+                socket.create_server((host, port)).close()
+            except OSError:
+                continue
+            yield port
+            return
     raise BackendError(f"no port from {FIRST_PORT} on is free at {host}")

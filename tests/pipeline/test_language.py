@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -251,6 +252,17 @@ def test_a_runtime_ends_with_its_program_or_when_it_is_told_to():
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     url = ended.stdout.strip()
     assert wait_until(lambda: not is_answering(url))
+
+
+def test_runtimes_that_start_together_do_not_take_each_others_port():
+    with ThreadPoolExecutor() as pool:
+        starting = [pool.submit(sgl.Runtime, num_cpu_threads=1) for _ in range(2)]
+        runtimes = [each.result() for each in starting]
+    try:
+        assert len({runtime.url for runtime in runtimes}) == 2
+    finally:
+        for runtime in runtimes:
+            runtime.shutdown()
 
 
 def test_an_interrupt_of_a_program_is_not_for_its_server():
