@@ -7,7 +7,7 @@
 
 poisson      requests of 64 to 1024 tokens in and 32 to 512 out, at random times
 long-prompt  32 streams, without and with a prompt of 16384 tokens that comes while they run
-soak         as many such requests as the server takes, for minutes: throughput and memory by minute
+soak         such requests without a pause, for minutes: what each minute brought, and memory
 
 Each engine runs with its defaults, prefix cache on. It must be importable here (PYTHONPATH).
 """
@@ -24,8 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -55,8 +55,8 @@ MIXED += ["--random-range-ratio", "0.0625"]
 
 
 @contextmanager
-def running_server(engine: str, model: Path, extra: Sequence[str], log: TextIO) -> Iterator[None]:
-    """A server that answers. It and all its children end with the block."""
+def running_server(engine: str, model: Path, extra: Sequence[str], log: TextIO) -> Iterator[int]:
+    """The process id of a server that answers. It and all its children end with the block."""
     context = min(CONTEXT_LEN, SHAPES[model.name]["max_position_embeddings"])
     words = COMMANDS[engine].format(model=model, context=context, host=HOST, port=PORT).split()
     process = subprocess.Popen(
@@ -64,7 +64,7 @@ def running_server(engine: str, model: Path, extra: Sequence[str], log: TextIO) 
     )
     try:
         asyncio.run(_wait_until_ready(process))
-        yield
+        yield process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
@@ -96,22 +96,13 @@ def poisson(engine: str, options: argparse.Namespace, out: Path) -> None:
 
 async def long_prompt(engine: str, options: argparse.Namespace) -> dict[str, Any]:
     """Gaps of the streams in milliseconds, without and with the long prompt."""
-    backend = BACKENDS[KINDS[engine]]
-    maker = BodyMaker(backend=backend, model=str(options.model_path), extra={})
     rng = random.Random(0)
-
-    def turn(num_in: int, num_out: int) -> Turn:
-        vocab_size = SHAPES[options.model]["vocab_size"]
-        return Turn([rng.randrange(1000, vocab_size - 300) for _ in range(num_in)], num_out)
-
     found: dict[str, Any] = {}
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        client = Client(session, URL, maker)
+    async with _connected(engine, options) as client:
 
         async def ask(num_in: int, num_out: int, delay_s: float = 0.0) -> Answer:
             await asyncio.sleep(delay_s)
-            prompt = turn(num_in, num_out)
+            prompt = _turn(rng, options, num_in, num_out)
             return await client.ask(prompt.content, prompt)
 
         await asyncio.gather(*(ask(128, 32) for _ in range(32)), ask(options.prompt_len // 2, 1))
@@ -152,21 +143,79 @@ def _gap_figures(streams: Sequence[Answer], begin: float, end: float) -> dict[st
     }
 
 
-def soak(engine: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A line a minute: what the clients got, and the memory that is used."""
-    for minute in range(options.minutes):
-        with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
-            argv = ["--backend", KINDS[engine], "--base-url", URL, *MIXED, "--disable-tqdm"]
-            argv += ["--num-prompts", str(options.num), "--seed", str(100 + minute)]
-            bench_serving.run([*argv, "--output-file", file.name])
-            line = json.loads(Path(file.name).read_text(encoding="utf-8").splitlines()[-1])
-        yield {
-            "minute": minute,
-            "output_throughput": line["output_throughput"],
-            "completed": line["completed"],
-            "errors": line["errors"],
-            "gpu_mib": _gpu_mib(),
-        }
+async def soak(engine: str, options: argparse.Namespace, pid: int) -> list[dict[str, Any]]:
+    """For each minute: tokens a second that came, requests that ended, and memory at its end.
+
+    As many users as `--users` send their next request when the last is answered, so that the
+    server never lacks work. What comes after the last minute is not counted.
+    """
+    begin = time.perf_counter()
+    edges = begin + 60.0 * np.arange(options.minutes + 1)
+    tokens = np.zeros(options.minutes)
+    ended = np.zeros(options.minutes, dtype=int)
+    errors: list[str] = []
+
+    async def user(number: int) -> None:
+        rng = random.Random(number)
+        while time.perf_counter() < edges[-1]:
+            turn = _turn(rng, options, rng.randint(64, 1024), rng.randint(32, 512))
+            answer = await client.ask(turn.content, turn)
+            times = answer.chunk_times
+            if answer.error:
+                errors.append(answer.error)
+                await asyncio.sleep(1.0)
+            elif times:
+                counts, _ = np.histogram(times, edges)
+                tokens[:] += counts * ((answer.num_output or 0) / len(times))
+                ended[:] += np.histogram([answer.end_s], edges)[0]
+
+    async def watch() -> list[dict[str, Any]]:
+        memory = []
+        for minute, edge in enumerate(edges[1:]):
+            await asyncio.sleep(edge - time.perf_counter())
+            used = await asyncio.to_thread(_gpu_mib)
+            memory.append({"gpu_mib": used, "server_mib": _server_mib(pid), "errors": len(errors)})
+            print(f"minute {minute} ends: {memory[-1]}", flush=True)
+        return memory
+
+    async with _connected(engine, options) as client:
+        users = asyncio.gather(*(user(number) for number in range(options.users)))
+        memory = await watch()
+        await users
+    for text in sorted(set(errors)):
+        print(f"{errors.count(text)} x {text}", flush=True)
+    rates = np.round(tokens / 60.0, 1).tolist()
+    return [
+        {"minute": minute, "output_throughput": rate, "ended": int(num), **used}
+        for minute, (rate, num, used) in enumerate(zip(rates, ended, memory, strict=True))
+    ]
+
+
+@asynccontextmanager
+async def _connected(engine: str, options: argparse.Namespace) -> AsyncIterator[Client]:
+    maker = BodyMaker(backend=BACKENDS[KINDS[engine]], model=str(options.model_path), extra={})
+    # a request may wait for its turn and run for minutes
+    timeout = aiohttp.ClientTimeout(total=None)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        yield Client(session, URL, maker)
+
+
+def _turn(rng: random.Random, options: argparse.Namespace, num_in: int, num_out: int) -> Turn:
+    vocab_size = SHAPES[options.model]["vocab_size"]
+    return Turn([rng.randrange(1000, vocab_size - 300) for _ in range(num_in)], num_out)
+
+
+def _server_mib(pid: int) -> int:
+    """Memory of their own (not shared, not files) that the server's processes hold."""
+    num_pages = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended meanwhile
+            session = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[3]
+            if int(session) == pid:
+                _, resident, shared, *_ = (folder / "statm").read_text(encoding="utf-8").split()
+                num_pages += int(resident) - int(shared)
+    return num_pages * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
 def _gpu_mib() -> int | None:
@@ -186,7 +235,8 @@ def main() -> None:
     parser.add_argument("scenario", choices=["poisson", "long-prompt", "soak"])
     parser.add_argument("--rates", type=float, nargs="+", default=[10.0])
     parser.add_argument("--num", type=int, default=400, help="requests of a run")
-    parser.add_argument("--minutes", type=int, default=10, help="soak: runs, about a minute each")
+    parser.add_argument("--minutes", type=int, default=10, help="soak: how long")
+    parser.add_argument("--users", type=int, default=512, help="soak: requests at a time")
     parser.add_argument("--output-len", type=int, default=1000, help="long-prompt: of a stream")
     parser.add_argument("--prompt-len", type=int, default=16_384, help="long-prompt: of it")
     parser.add_argument("--delay", type=float, default=2.0, help="long-prompt: seconds until it")
@@ -199,7 +249,7 @@ def main() -> None:
         options.model_path = write_model(options.model, Path(folder))
         write_tokenizer(options.model_path, SHAPES[options.model]["vocab_size"])
         extra = options.flags.split()
-        with running_server(options.engine, options.model_path, extra, log):
+        with running_server(options.engine, options.model_path, extra, log) as pid:
             stamp = {"engine": " ".join([options.engine, *extra]), "model": options.model,
                      "device": options.device, "scenario": options.scenario}  # fmt: skip
             if options.scenario == "poisson":
@@ -208,7 +258,7 @@ def main() -> None:
             elif options.scenario == "long-prompt":
                 _write(options.out, stamp | asyncio.run(long_prompt(options.engine, options)))
             else:
-                for line in soak(options.engine, options):
+                for line in asyncio.run(soak(options.engine, options, pid)):
                     _write(options.out, stamp | line)
 
 
