@@ -5,11 +5,16 @@ Axes: B sequences    H heads    Q queries    L keys    E head size
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 MASK_ALIGNMENT = 8  # rows of a mask that begin so many numbers apart need no copy on a GPU
+EVEN_LEN = 32
 
 
 def attention(
@@ -42,14 +47,38 @@ def attention_with_lse(
     if mask is not None:
         mask = mask.expand(len(q_BHQE), q_BHQE.shape[1], q_BHQE.shape[2], k_BHLE.shape[2])
     if q_BHQE.device.type == "cpu":
-        o_BHQE, lse_BHQ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q_BHQE, k_BHLE, v_BHLE, attn_mask=mask, scale=scale
-        )
+        with _onednn(is_wanted=_is_even(q_BHQE) and _is_even(k_BHLE)):
+            o_BHQE, lse_BHQ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                q_BHQE, k_BHLE, v_BHLE, attn_mask=mask, scale=scale
+            )
         return o_BHQE, lse_BHQ
     o_BHQE, padded_lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
         q_BHQE, k_BHLE, v_BHLE, mask, compute_log_sumexp=True, scale=scale
     )
     return o_BHQE, padded_lse[..., : q_BHQE.shape[2]]
+
+
+@contextmanager
+def _onednn(*, is_wanted: bool) -> Iterator[None]:
+    """Without oneDNN, where it is not wanted and there is MKL to do the same.
+
+    For 16-bit prompts torch's kernel compiles products with oneDNN, one for each remainder of the
+    queries and of the keys by its blocks, and keeps them all: requests of all lengths come to
+    gigabytes, and to more time than the faster products save.
+    """
+    mkldnn: Any = torch.backends.mkldnn
+    has_mkl = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    was_enabled = mkldnn.enabled
+    mkldnn.enabled = was_enabled and (is_wanted or not has_mkl)
+    try:
+        yield
+    finally:
+        mkldnn.enabled = was_enabled
+
+
+def _is_even(x_BHTE: Tensor) -> bool:
+    """Whether there are few remainders of such lengths."""
+    return x_BHTE.dtype == torch.float32 or x_BHTE.shape[2] % EVEN_LEN == 0
 
 
 def _has_kernel(q_BHQE: Tensor, mask: Tensor | None) -> bool:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from random import Random
+
 import pytest
 import torch
 from torch import Tensor
 
+from sgl.kernels.attention import attention
 from sgl.kernels.packed_linear import can_pack, pack, packed_linear, packed_linear_reference
 from sgl.kernels.rms_norm import add_rms_norm, rms_norm
 from sgl.kernels.rotary import rotary_angles, rotate
@@ -14,7 +19,7 @@ from sgl.kernels.silu_and_mul import silu_and_mul
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 any_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-any_rows = pytest.mark.parametrize("num_rows", [0, 1, 7, 64])
+any_rows = pytest.mark.parametrize("num_rows", [0, 1, 7, 33, 64])
 
 
 def noise(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -95,6 +100,40 @@ def test_packed_linear_is_the_plain_one(num_rows, has_bias, dtype):
     bias_O = noise(35, dtype=dtype, seed=2) if has_bias else None
     got_TO = packed_linear(x_TI, pack(weight_OI), bias_O)
     assert_near(got_TO, packed_linear_reference(x_TI, weight_OI, bias_O).double())
+
+
+def test_products_of_all_sizes_keep_no_memory():
+    dtype = torch.bfloat16
+    if not can_pack(torch.device("cpu"), dtype):
+        pytest.skip("this CPU has no packed form for the type")
+    packed_OI, x_TI = pack(noise(448, 128, dtype=dtype)), noise(2048, 128, dtype=dtype)
+    for num_rows in range(1, 2049, 32):
+        packed_linear(x_TI[:num_rows], packed_OI, None)
+    before = resident_mib()
+    for num_rows in range(40, 2048, 3):
+        assert packed_linear(x_TI[:num_rows], packed_OI, None).shape == (num_rows, 448)
+    assert resident_mib() - before < 32  # 700 with a kernel for each
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_attention_of_all_lengths_keeps_no_memory(dtype):
+    def attend(num_queries: int, num_keys: int) -> None:
+        q, k = noise(1, 2, num_queries, 16, dtype=dtype), noise(1, 2, num_keys, 16, dtype=dtype)
+        attention(q, k, k, None, 0.25)
+
+    random = Random(0)
+    attend(256, 1024)
+    before = resident_mib()
+    for _ in range(1000):
+        attend(random.randint(2, 256), random.randint(1, 1024))
+    assert resident_mib() - before < 32  # 90 with kernels for all of them
+    assert torch.backends.mkldnn.enabled
+
+
+def resident_mib() -> float:
+    """Memory of this process that is in use."""
+    num_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return num_pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
 def test_half_precision_has_no_packed_form():
