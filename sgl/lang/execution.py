@@ -38,6 +38,8 @@ from sgl.lang.transcript import Said, Transcript
 
 logger = logging.getLogger(__name__)
 
+MIN_PREFILLED_CHARS = 128  # copies sooner compute less than that each than wait for another request
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -403,9 +405,11 @@ class Execution:
         return ahead
 
     async def _fork(self, copies: Sequence[Execution]) -> None:
+        num_known = max(self.said.held.num_chars, self.said.num_prefilled)
         try:
-            if len(copies) > 1 and self.said.text:
+            if len(copies) > 1 and len(self.said.text) - num_known >= MIN_PREFILLED_CHARS:
                 await self.settings.backend.prefill(self.said.prompt())
+                self.said.num_prefilled = len(self.said.text)
         except BaseException as error:
             _drop(Fork(copies), error)
             raise

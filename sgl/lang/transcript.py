@@ -18,6 +18,7 @@ class Transcript:
     text      everything, with the template's marks around roles
     messages  what was said in roles that have ended
     held      the text's beginning, as tokens that a backend keeps
+    num_prefilled   characters of it that a backend has computed before there was a question
     """
 
     __slots__ = (
@@ -29,6 +30,7 @@ class Transcript:
         "_template",
         "held",
         "messages",
+        "num_prefilled",
         "text",
     )
 
@@ -36,6 +38,7 @@ class Transcript:
         self.text = ""
         self.messages: list[Message] = []
         self.held = NOTHING_HELD
+        self.num_prefilled = 0
         self._template = template
         self._images: tuple[bytes, ...] = ()
         self._num_images_said = 0  # in roles that have ended

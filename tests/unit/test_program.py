@@ -146,7 +146,17 @@ def test_copies_go_on_side_by_side_and_come_back_as_lists(backend):
     state = run(body, backend)
     assert state["tip"] == ["<9>", "<9>", "<9>"]
     assert state.text() == "common after"
-    assert backend.prefilled == ["common "]
+
+
+def test_long_text_is_computed_once_before_it_is_copied(backend):
+    def body(s):
+        s += "common" * 100
+        for _ in range(2):  # the second time the backend has it already
+            for copy in s.fork(3):
+                copy += sgl.gen("tip")
+
+    run(body, backend)
+    assert backend.prefilled == ["common" * 100]
 
 
 def test_copies_are_at_work_at_the_same_time(backend):
