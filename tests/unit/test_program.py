@@ -155,7 +155,7 @@ def test_long_text_is_computed_once_before_it_is_copied(backend):
             for copy in s.fork(3):
                 copy += sgl.gen("tip")
 
-    run(body, backend)
+    run(body, backend).sync()
     assert backend.prefilled == ["common" * 100]
 
 
