@@ -8,6 +8,7 @@ sequence. Needs the demo model (`make install`), `pip install accelerate`, and s
 
     decode    one request, 16 in, 64 out                    tokens a second
     prefill   one request, 512 in, 1 out                    tokens a second
+    lengths   40 requests of 32 to 512 in, 1 out, one by one    seconds
     batch     32 requests, 128 in, 128 out                  output tokens a second
     prefix    1024 tokens once, then 32 x (32 own in, 16 out)   seconds
     no_reuse  32 requests, 128 in, 32 out, nothing in common    seconds, with and without the cache
@@ -132,14 +133,17 @@ class Bench:
         num_new: int,
         samples: Samples,
         num_rounds: int | None = None,
+        *,
+        one_by_one: bool = False,
     ) -> Samples:
         """Rounds of all engines on the same fresh prompts; one round before is not counted."""
         for number in range(-1, num_rounds or self.num_rounds):
             prompts = make_prompts()
+            calls = [[prompt] for prompt in prompts] if one_by_one else [prompts]
             for name in names if number % 2 else reversed(names):
                 engine = self.engine(name)
                 engine.flush()
-                seconds = engine.run(prompts, num_new)
+                seconds = sum(engine.run(call, num_new) for call in calls)
                 print(f"    {name}: {seconds:.2f} s", file=sys.stderr, flush=True)
                 if number >= 0:
                     samples.seconds.setdefault(name, []).append(seconds)
@@ -158,6 +162,13 @@ class Bench:
     def prefill(self) -> Samples:
         both = ["sgl", "transformers"]
         return self.take_turns(both, lambda: [self.prompt(512)], 1, Samples("tokens/s", 512))
+
+    def lengths(self) -> Samples:
+        def prompts() -> list[list[int]]:
+            return [self.prompt(self.rng.randint(32, 512)) for _ in range(40)]
+
+        both = ["sgl", "transformers"]
+        return self.take_turns(both, prompts, 1, Samples("s", 0), one_by_one=True)
 
     def batch(self) -> Samples:
         def prompts() -> list[list[int]]:
@@ -184,6 +195,7 @@ class Bench:
 CASES = {
     "decode": Bench.decode,
     "prefill": Bench.prefill,
+    "lengths": Bench.lengths,
     "batch": Bench.batch,
     "prefix": Bench.prefix,
     "no_reuse": Bench.no_reuse,
