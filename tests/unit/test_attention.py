@@ -158,7 +158,7 @@ def test_layers_with_different_windows_keep_their_own_copies():
         step = StepLayout(layout.rows_B, layout.query_lens_B, np.array(lens), 2)
         backend.plan(step, table, inputs_4T)
         outputs = [backend.run(layer_id, cases[layer_id].q) for layer_id in range(2)]
-    assert all(copy.slots_bL is None for copy in backend.copies)
+    assert all(copy.joined_jL is None for copy in backend.copies)
     for case, output in zip(cases, outputs, strict=True):
         torch.testing.assert_close(output, case.expected(), atol=2e-5, rtol=0)
 

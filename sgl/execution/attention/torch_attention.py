@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgl.execution.attention.gathered_keys import SPARE_TOKENS, GatheredKeys
+from sgl.execution.attention.gathered_keys import NOBODY, Changes, GatheredKeys, Members, Room
 from sgl.execution.attention.shared_prefix import Cluster, find_clusters
 from sgl.execution.kv_cache import KvCache
 from sgl.execution.request_table import RequestTable
@@ -157,7 +157,7 @@ class _Planner:
         self.num_heads = cache.keys_SKE[0].shape[1]
         self.dtype = cache.model_dtype
         self.group_size = group_size
-        self.last_copies = copies
+        self.last_copies = list(copies)
         self.copies: list[GatheredKeys] = []
         self.copied_tokens_left = self._max_copied_tokens(cache)
         self.num_tokens = layout.num_tokens
@@ -168,8 +168,10 @@ class _Planner:
         for cluster in self._clusters(window):
             prefixes = cluster.shared_len > 0
             for members in _similar(self.layout, cluster):
-                prefix = self._prefix_piece(members, cluster.shared_len) if prefixes else None
-                yield self._piece(members, cluster.shared_len, window, prefix)
+                copy = self._copy(members, cluster.shared_len, window)
+                ordered = members if copy is None else members[copy.changes.order]
+                prefix = self._prefix_piece(ordered, cluster.shared_len) if prefixes else None
+                yield self._piece(ordered, cluster.shared_len, window, prefix, copy)
 
     def _clusters(self, window: int | None) -> list[Cluster]:
         if window is not None:
@@ -178,7 +180,12 @@ class _Planner:
         return find_clusters(pages_BP, self.starts_B, self.page_size)
 
     def _piece(
-        self, members: np.ndarray, skip: int, window: int | None, prefix: Piece | None
+        self,
+        members: np.ndarray,
+        skip: int,
+        window: int | None,
+        prefix: Piece | None,
+        copy: GatheredKeys | None,
     ) -> Piece:
         """Attention of the members to their keys from position `skip` on."""
         query_lens = self.layout.query_lens_B[members]
@@ -189,7 +196,7 @@ class _Planner:
         valid = None if is_real_bQ.all() else self.table.to_device(np.flatnonzero(is_real_bQ))
         return Piece(
             tokens=self._tokens(members, offsets_bQ),
-            keys=self._copy(members, skip, window) or self._keys(members, skip, num_keys),
+            keys=copy or self._keys(members, skip, num_keys),
             mask=self._mask(seen_bQ, num_keys, window),
             valid=valid,
             shape=(*offsets_bQ.shape, num_keys),
@@ -216,30 +223,50 @@ class _Planner:
 
     def _copy(self, members: np.ndarray, skip: int, window: int | None) -> GatheredKeys | None:
         """A copy of the keys of several decodes; None where it would not pay or be too large."""
-        lens_b = self.layout.kv_lens_B[members] - skip
-        capacity = int(lens_b.max()) * 2 + SPARE_TOKENS  # made anew, a copy costs many steps
-        num_tokens = len(members) * capacity
-        is_decode = bool((self.layout.query_lens_B[members] == 1).all())
-        if len(members) == 1 or not is_decode or num_tokens > self.copied_tokens_left:
+        if len(members) == 1 or (self.layout.query_lens_B[members] != 1).any():
             return None
-        self.copied_tokens_left -= num_tokens
-        rows, table, size = self.layout.rows_B[members], self.table, self.page_size
-        last_b = skip + lens_b - 1
+        table, rows_b = self.table, self.layout.rows_B[members]
+        lens_b = self.layout.kv_lens_B[members] - skip
+        owners = list(zip(rows_b.tolist(), table.num_owners_R[rows_b].tolist(), strict=True))
+        wanted = Members(owners, lens_b)
+        last = self._take_last(wanted, skip, window)
+        room = last.room if last else Room.around(len(rows_b), int(lens_b.max()))
+        if room.size > self.copied_tokens_left:
+            return None
+        self.copied_tokens_left -= room.size
+        changes = Changes.between(last.members if last else NOBODY, wanted)
+        rows_b, lens_b = rows_b[changes.order], lens_b[changes.order]
+        newest_b = skip + lens_b - 1
+        pages_b = table.pages_RP[rows_b, newest_b // self.page_size]
+        joined_j = changes.joined
         copy = GatheredKeys(
-            owners=list(zip(rows.tolist(), table.num_owners_R[rows].tolist(), strict=True)),
+            members=Members([owners[index] for index in changes.order], lens_b),
+            changes=changes,
+            room=room,
             window=window,
             skip=skip,
-            lens_b=lens_b,
-            newest_b=table.to_device(table.pages_RP[rows, last_b // size] * size + last_b % size),
-            slots_bL=None,
-            capacity=capacity,
+            newest_b=table.to_device(pages_b * self.page_size + newest_b % self.page_size),
+            joined_jL=self._slots(rows_b[joined_j], skip, int(lens_b[joined_j].max()))
+            if len(joined_j)
+            else None,
+            layers=last.layers if last else {},
         )
-        if last := next((last for last in self.last_copies if copy.follows(last)), None):
-            copy.take_over(last)
-        else:
-            copy.slots_bL = self._slots(rows, skip, int(lens_b.max()))
         self.copies.append(copy)
         return copy
+
+    def _take_last(self, wanted: Members, skip: int, window: int | None) -> GatheredKeys | None:
+        """The copy of the step before to go on with: the one with the most of the requests."""
+        num_tokens = int(wanted.lens_b.max())
+        owners = set(wanted.owners)
+        best, most = None, 0
+        for last in self.last_copies:
+            num_common = len(owners.intersection(last.members.owners))
+            is_alike = last.window == window and last.skip == skip
+            if is_alike and num_common > most and last.room.suits(len(owners), num_tokens):
+                best, most = last, num_common
+        if best:
+            self.last_copies.remove(best)
+        return best
 
     def _max_copied_tokens(self, cache: KvCache) -> int:
         """On a GPU none: there, memory is counted and gathering is fast."""
