@@ -10,6 +10,7 @@ import pytest
 import torch
 from attention_case import TOLERANCE, Case
 
+from sgl.execution.attention.gathered_keys import Changes, Members, Room
 from sgl.execution.attention.shared_prefix import find_clusters
 from sgl.execution.attention.torch_attention import TorchAttention
 from sgl.execution.attention.triton_attention import TritonAttention
@@ -161,6 +162,54 @@ def test_layers_with_different_windows_keep_their_own_copies():
     assert all(copy.joined_jL is None for copy in backend.copies)
     for case, output in zip(cases, outputs, strict=True):
         torch.testing.assert_close(output, case.expected(), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize(
+    ("steps", "num_gathered"),
+    [
+        ([[0, 1, 2, 3], [0, 1, 2, 3]], 0),
+        ([[0, 1, 2, 3], [3, 1, 0, 2]], 0),
+        ([[0, 1, 2, 3], [0, 3]], 0),
+        ([[0, 1, 2, 3], [4, 3]], 1),
+        ([[0, 1, 2, 3], [0, 1, 3, 4], [5, 3, 4]], 1),
+        ([[0, 1], [0, 1, 2, 3, 4]], 3),
+        ([[0, 1], [0, 1, 2, 3, 4, 5]], 6),  # more than there is room for
+        ([[0, 1], [2, 3]], 2),
+        ([[0, 1, 2], [0, 1], [0, 1, 2]], 1),
+    ],
+)
+def test_copied_keys_follow_the_coming_and_going_of_requests(steps, num_gathered, page_size):
+    """In the last step only those that join are gathered."""
+    options = {"dtype": torch.float32, "device": "cpu", "page_size": page_size}
+    case = Case([30, 41, 33, 47, 38, 35], [1] * 6, **options)
+    backend = TorchAttention([case.spec], case.cache)
+    for num_left, members in zip(reversed(range(len(steps))), steps, strict=True):
+        rows_B = case.layout.rows_B[members]
+        lens_B = case.layout.kv_lens_B[members] - num_left
+        step = StepLayout(rows_B, np.ones(len(members), np.int64), lens_B, len(members))
+        backend.plan(step, case.table, torch.zeros((4, len(members)), dtype=torch.int32))
+        output = backend.run(0, case.q[members])
+    torch.testing.assert_close(output, case.expected()[members], atol=2e-5, rtol=0)
+    [copy] = backend.copies
+    assert len(copy.changes.joined) == num_gathered
+
+
+def test_a_row_that_went_to_another_request_is_gathered_anew():
+    before = Members([(0, 1), (1, 1), (2, 1)], np.array([10, 20, 30]))
+    wanted = Members([(0, 2), (2, 1), (1, 1)], np.array([11, 31, 25]))
+    changes = Changes.between(before, wanted)
+    assert changes.order.tolist() == [0, 2, 1]
+    assert changes.joined.tolist() == [0, 1]  # 25 does not come after 20
+    assert changes.moves == []
+
+
+def test_room_is_neither_too_small_nor_far_too_large():
+    room = Room.around(8, 100)
+    assert room.suits(12, 200)
+    assert not room.suits(8, 300)
+    assert not room.suits(30, 100)
+    assert not room.suits(1, 20)
 
 
 def test_merging_two_halves_gives_the_whole():
