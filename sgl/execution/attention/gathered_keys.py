@@ -5,7 +5,7 @@ one step to the next most requests stay: a dense copy of their keys only needs t
 each. Where one leaves, the last of the copy takes its place; one that joins is gathered alone.
 
 Axes: b requests    K key/value heads    C capacity in tokens    L tokens in it    E head size
-      j requests that join    n those that stay    S slots of the cache
+      j requests that join    S slots of the cache
 """
 
 from __future__ import annotations
