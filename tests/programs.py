@@ -214,7 +214,8 @@ def tree_of_thought(s, question):
     branches += lambda i: sgl.assistant(f"Step {i + 1}:" + sgl.gen("step", max_tokens=6))
     branches += sgl.user("Is this step right?")
     branches += sgl.assistant(sgl.select("verdict", ["yes", "no"]))
-    return [(branch["step"], branch["verdict"]) for branch in branches]
+    steps = [branch["step"] for branch in branches]  # all asked for, even where select fails
+    return steps, [branch["verdict"] for branch in branches]
 
 
 @program(essay="I like cats. Cats are good.")
