@@ -161,7 +161,7 @@ def _steps(arguments: argparse.Namespace) -> Iterator[Step]:
     real_model = ("--model", *model) if model else ()
     yield Step("smollm2", "scripts.gpu_steps.smollm2", 150, real_model)
     yield Step("llama 8b", "scripts.gpu_steps.llama_8b", 180)
-    yield Step("smollm2 matrix", "scripts.gpu_steps.smollm2_matrix", 240, real_model)
+    yield Step("smollm2 matrix", "scripts.gpu_steps.smollm2_matrix", 420, real_model)
 
 
 def _test_files() -> list[Path]:
