@@ -62,9 +62,11 @@ class Run:
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="gpu-check-") as scratch:
             found = Path(scratch) / "found.jsonl"
-            ending = self._run(step, found, limit_s)
-            for line in _lines(found):
-                self._add({"step": step.name, **line})
+            try:
+                ending = self._run(step, found, limit_s)
+            finally:
+                for line in _lines(found):
+                    self._add({"step": step.name, **line})
         seconds = round(time.monotonic() - started, 1)
         self._add(
             {"step": step.name, "check": "ended", "ok": ending == "0", "code": ending, "s": seconds}
@@ -112,6 +114,7 @@ class Run:
 def main() -> int:
     arguments = _arguments()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # with what was found until then
     for name in ("log.txt", "results.jsonl", "table.txt"):
         (arguments.out / name).unlink(missing_ok=True)
     started = time.monotonic()
