@@ -47,6 +47,7 @@ T = TypeVar("T")
 Output = dict[str, Any]
 
 POLL_S = 0.05
+FAREWELL_S = 5.0  # for those who wait to hear that the engine is no more
 WATCH_EVERY_S = 0.5
 MAX_LIVE_REQUESTS = 1_000_000  # the caller's own memory is the limit
 
@@ -65,6 +66,8 @@ class Engine:
         self._loop = asyncio.new_event_loop()
         self._started: Future[None] = Future()
         self._stop = asyncio.Event()
+        self._is_over = False  # whoever comes now would not be heard
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._live, name="sgl-engine", daemon=True)
         self._thread.start()
         self._started.result()
@@ -204,8 +207,8 @@ class Engine:
 
     def get_server_info(self) -> dict[str, Any]:
         """The settings, and the scheduler's numbers at this moment."""
-        if not self._thread.is_alive():
-            raise EngineError("the engine was shut down")
+        if self._is_over:
+            raise _shut_down()
         status = self._group.status.read()
         limits = {"max_total_num_tokens": self._front.max_total_tokens}
         settings = self._config.public_values() | self._weights.settings()
@@ -261,7 +264,20 @@ class Engine:
             self._front.engine_died(str(error))
             await asyncio.to_thread(self._group.stop)
             await self._wait_for_stop(None)
-        self._front.fail_all(EngineError("the engine was shut down"))
+        finally:
+            await self._say_goodbye()
+
+    async def _say_goodbye(self) -> None:
+        """The loop goes on until all who wait for it have heard."""
+        with self._lock:
+            self._is_over = True
+        self._front.fail_all(_shut_down())
+        await asyncio.sleep(0)  # work that came just before becomes a task
+        if waiting := asyncio.all_tasks() - {asyncio.current_task()}:
+            _, late = await asyncio.wait(waiting, timeout=FAREWELL_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
         self._front.close()
         self._inbox.close()
 
@@ -301,10 +317,11 @@ class Engine:
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Run on the engine's loop."""
-        if not self._thread.is_alive():
-            work.close()
-            raise EngineError("the engine was shut down")
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        with self._lock:
+            if not self._is_over:
+                return asyncio.run_coroutine_threadsafe(work, self._loop)
+        work.close()
+        raise _shut_down()
 
     async def _answer(self, request: GenerateRequest) -> Any:
         async with await self._front.submit(request.call) as running:
@@ -371,6 +388,10 @@ def _request(
         "stream": stream,
     }
     return generate_request(named | fields)
+
+
+def _shut_down() -> EngineError:
+    return EngineError("the engine was shut down")
 
 
 async def _call(work: Callable[[], T]) -> T:

@@ -188,11 +188,11 @@ class Front:
         self._abort_requests(request_ids, "all on request")
         return len(request_ids)
 
-    def fail_all(self, error: RequestError) -> None:
-        """Whoever waits gets `error` now; the engine is told to stop."""
+    def fail_all(self, error: EngineError) -> None:
+        """Whoever waits gets `error` now, and so does whoever comes; the engine is told to stop."""
         for request_id, _ in self._live:
             self._send(Abort(request_id))
-        self._fail_live(error)
+        self._fail(error)
 
     async def ask(self, make: Callable[[int], Question]) -> Reply:
         """The engine's reply to the message that `make` makes with the call_id it is given."""
@@ -236,13 +236,16 @@ class Front:
 
     def engine_died(self, reason: str) -> None:
         """Everybody who waits gets an EngineError now, and so does everybody who comes."""
-        self._death = EngineError(f"the engine has stopped: {reason}")
-        self._fail_live(self._death)
-        self._questions.fail(self._death)
+        self._fail(EngineError(f"the engine has stopped: {reason}"))
 
     def close(self) -> None:
         self._encoder.close()
         self.request_log.close()
+
+    def _fail(self, error: EngineError) -> None:
+        self._death = error
+        self._fail_live(error)
+        self._questions.fail(error)
 
     def _open(self, ready: EngineReady) -> None:
         self.max_total_tokens = ready.max_total_tokens

@@ -59,6 +59,8 @@ def gen(
     in quotes, bool), `regex`, `json_schema` (text, dict or pydantic model) and `ebnf`, at most one
     says what the answer must match. Raises ValueError or TypeError at the line that is wrong.
     """
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"gen(name) is the name of a variable, not {type(name).__name__}")
     if choices is not None:
         return select(name, choices, temperature or 0.0, choices_method or token_length_normalized)
     if choices_method is not None:
@@ -130,11 +132,12 @@ def select(
     """The likeliest of `choices`, which becomes variable `name`."""
     if choices is None or isinstance(choices, str):
         raise TypeError("select needs a list of texts: choices=[…]")
+    choices = tuple(choices)
     if not choices:
         raise ValueError("select needs at least one choice")
     if wrong := [choice for choice in choices if not isinstance(choice, str)]:
         raise TypeError(f"choices are texts, not {type(wrong[0]).__name__}: {wrong[0]!r:.80}")
-    return Select(name, tuple(choices), temperature, choices_method)
+    return Select(name, choices, temperature, choices_method)
 
 
 def image(source: Any) -> Expr:

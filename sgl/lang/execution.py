@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,6 +38,7 @@ from sgl.lang.transcript import Said, Transcript
 
 logger = logging.getLogger(__name__)
 
+MIN_PRUNED = 16
 MIN_PREFILLED_CHARS = 128  # copies sooner compute less than that each than wait for another request
 
 
@@ -60,7 +61,7 @@ class Execution:
     """
     variables   declared when the operation that will set them is added
     fork_point  characters of the text that come from the state it was forked from
-    body        the thread that adds to it
+    body        the thread that adds to it; 0 before it has begun
     is_abandoned, is_error_read   nobody can read from it any more; the error has been told
     """
 
@@ -69,6 +70,8 @@ class Execution:
         "_declared_role",
         "_is_working",
         "_lock",
+        "_most_copies",
+        "_open_scopes",
         "_scopes",
         "_task",
         "_to_do",
@@ -96,7 +99,9 @@ class Execution:
         self.body = threading.get_ident()
         self._copies: list[Execution] = []
         self._declared_role: Role | None = None
-        self._scopes: dict[str, tuple[Variable, int]] = {}
+        self._most_copies = MIN_PRUNED  # then those that are done are forgotten
+        self._open_scopes: list[Variable] = []  # as the body sees it
+        self._scopes: list[tuple[Variable, int]] = []  # as the text does
         self._to_do: list[tuple[Operation, Variable | None]] = []
         self._is_working = False
         self._task: asyncio.Task[None] | None = None
@@ -135,6 +140,7 @@ class Execution:
 
     def variable(self, name: str) -> Variable:
         """Set or failed; raises UnknownVariableError where nothing sets it."""
+        self._check_readable(name)
         self.wait(lambda: self.is_known(name))
         variable = self.variables.get(name)
         if variable is None:
@@ -151,14 +157,16 @@ class Execution:
 
     def value(self, name: str) -> Any:
         """As `variable`; raises what made it fail."""
-        variable = self.variable(name)
+        return self.value_of(self.variable(name), name)
+
+    def value_of(self, variable: Variable, name: str) -> Any:
         if variable.error is not None:
             self.is_error_read = True
             raise self.told(variable.error, name)
         return variable.value
 
     def unknown(self, name: str) -> UnknownVariableError:
-        known = ", ".join(self.variables) or "none"
+        known = ", ".join(map(str, self.variables)) or "none"
         return UnknownVariableError(
             f"program {self.settings.program!r} has no variable {name!r}; it has: {known}"
         )
@@ -171,19 +179,24 @@ class Execution:
         return error
 
     def sync(self) -> None:
-        """Waits until everything that was added is done."""
-        self.wait(lambda: not self._is_working)
+        """Waits until everything is done that was added, or will be by a body on another thread."""
+        self.wait(self.is_settled)
 
     async def sync_async(self) -> None:
         """As `sync`, on any event loop."""
-        await self.wait_async(lambda: not self._is_working)
+        await self.wait_async(self.is_settled)
+
+    def is_settled(self) -> bool:
+        """Whether `sync` need not wait."""
+        if self._is_working:
+            return False
+        return not self.settings.is_streamed or self._is_complete()
 
     def end(self) -> None:
         """The body is over: nothing is added any more, nor to its copies."""
-        self.is_ended = True
-        for copy in self._copies:
-            copy.end()
-        self._changed()
+        for execution in self._family():
+            execution.is_ended = True
+            execution._changed()
 
     @property
     def is_done(self) -> bool:
@@ -205,11 +218,15 @@ class Execution:
     def cancel(self) -> None:
         """Give up what is not done, in copies too; who reads it gets ProgramAbortedError."""
         self.is_error_read = True
-        for copy in self._copies:
-            copy.cancel()
-        self.fail(ProgramAbortedError(f"program {self.settings.program!r} was ended"))
-        if (task := self._task) is not None:
-            loop_thread().loop.call_soon_threadsafe(task.cancel)
+        self.stop(ProgramAbortedError(f"program {self.settings.program!r} was ended"))
+
+    def stop(self, error: BaseException) -> None:
+        """As `cancel`; who reads what is not done gets this error."""
+        for execution in self._family():
+            execution.is_error_read |= execution is not self
+            execution.fail(error)
+            if (task := execution._task) is not None:
+                loop_thread().loop.call_soon_threadsafe(task.cancel)
 
     def wait(self, is_so: Callable[[], bool], timeout: float | None = None) -> bool:
         """Until something is so; False where it took too long."""
@@ -229,9 +246,20 @@ class Execution:
         copy = Execution(self.settings)
         copy.variables = dict(self.variables)
         copy.body, copy._declared_role = self.body, self._declared_role
+        copy._open_scopes = list(self._open_scopes)
         copy._is_working = True
+        if len(self._copies) >= self._most_copies:
+            self._copies = [one for one in self._copies if not one.is_done]
+            self._most_copies = max(MIN_PRUNED, 2 * len(self._copies))
         self._copies.append(copy)
         return copy
+
+    def _family(self) -> Iterator[Execution]:
+        """This one, its copies, and theirs."""
+        left = [self]
+        while left:
+            yield (execution := left.pop())
+            left += execution._copies
 
     def _add(self, operation: Operation) -> bool:
         """Whether work on the loop must begin; text alone, while nothing waits, is done at once."""
@@ -252,6 +280,16 @@ class Execution:
         """Whether no variable will be declared any more, as far as this thread can wait for it."""
         return self.is_ended or self.error is not None or threading.get_ident() == self.body
 
+    def _check_readable(self, name: str) -> None:
+        """Raises RuntimeError where the body would wait for itself."""
+        variable = self.variables.get(name)
+        is_open = any(variable is one for one in self._open_scopes)
+        if is_open and threading.get_ident() == self.body:
+            raise RuntimeError(
+                f"variable {name!r} is all that its var_scope says, which has not ended: read it "
+                "after"
+            )
+
     def _changed(self) -> None:
         if self._waiters:
             with self._lock:
@@ -267,21 +305,29 @@ class Execution:
                 if thinks_as is not None:
                     variable.thought = self.declare(name + NAME_ENDING)
                 return variable
-            case Select(str(name)) | ScopeBegin(name):
+            case Select(str(name)):
                 return self.declare(name)
-            case RoleBegin(role):
-                if self._declared_role is not None:
-                    raise RuntimeError(
-                        f"{role} begins inside of {self._declared_role}: roles cannot be nested"
-                    )
-                self._declared_role = role
-            case RoleEnd(role):
-                if self._declared_role != role:
-                    raise RuntimeError(f"{role} ends, but it has not begun")
-                self._declared_role = None
+            case ScopeBegin(name):
+                self._open_scopes.append(self.declare(name))
+                return self._open_scopes[-1]
+            case ScopeEnd():
+                self._open_scopes.pop()
+            case RoleBegin() | RoleEnd():
+                self._declare_role(operation)
             case Argument(name):
                 raise RuntimeError(f"argument {name!r} has no value: the program is only traced")
         return None
+
+    def _declare_role(self, mark: RoleBegin | RoleEnd) -> None:
+        role, begun = mark.role, self._declared_role
+        if isinstance(mark, RoleEnd):
+            if begun != role:
+                raise RuntimeError(f"{role} ends, but it has not begun")
+            self._declared_role = None
+        elif begun is not None:
+            raise RuntimeError(f"{role} begins inside of {begun}: roles cannot be nested")
+        else:
+            self._declared_role = role
 
     # on the loop
 
@@ -289,7 +335,7 @@ class Execution:
         self._task = asyncio.get_running_loop().create_task(self._work())
 
     async def _work(self) -> None:
-        variable: Variable | None = None
+        operation: Operation = ""
         try:
             while (job := self._next()) is not None:
                 operation, variable = job
@@ -298,9 +344,8 @@ class Execution:
         except asyncio.CancelledError:
             self.fail(ProgramAbortedError(f"program {self.settings.program!r} was ended"))
         except Exception as error:
-            for name, one in self.variables.items():
-                if one is variable:
-                    self.told(error, name)
+            if isinstance(operation, Gen | Select) and operation.name is not None:
+                self.told(error, operation.name)
             self.fail(error)
         finally:
             self._task = None
@@ -324,7 +369,7 @@ class Execution:
                 self.error = error
             dropped, self._to_do = self._to_do, []
             self._is_working = False
-            for variable in self.variables.values():
+            for variable in list(self.variables.values()):  # the body may be adding some
                 if not variable.is_set:
                     variable.fail(self.error)
         for operation, _ in dropped:
@@ -343,11 +388,11 @@ class Execution:
     def _write(self, operation: Said | ScopeBegin | ScopeEnd, variable: Variable | None) -> None:
         """What needs no backend."""
         match operation:
-            case ScopeBegin(name):
+            case ScopeBegin():
                 assert variable is not None, "it was declared"
-                self._scopes[name] = variable, len(self.said.text)
-            case ScopeEnd(name):
-                scope, begin = self._scopes.pop(name)
+                self._scopes.append((variable, len(self.said.text)))
+            case ScopeEnd():
+                scope, begin = self._scopes.pop()
                 scope.set(self.said.text[begin:])
             case _:
                 self.said.write(operation)

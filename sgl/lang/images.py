@@ -57,8 +57,9 @@ def data_url(image: bytes) -> str:
 def message_content(said: str, images: Sequence[bytes], token: str) -> str | list[dict[str, Any]]:
     """What a message says: text, or parts of text and pictures where it has some."""
     if not images:
-        return said
+        return said.lstrip()
     texts = said.split(token)
+    texts[0] = texts[0].lstrip()
     parts: list[dict[str, Any]] = []
     for index, text in enumerate(texts):
         if text:

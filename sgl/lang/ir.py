@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
 if TYPE_CHECKING:
     from sgl.lang.choices import ChoicesSamplingMethod
@@ -163,20 +163,35 @@ class ScopeEnd(Expr):
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Argument(Expr):
-    """An argument of a program that is traced, whose value is not known."""
+class CannotTraceError(TypeError):
+    """The body of a program does what needs values."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Unknown(Expr):
+    """What has no value while a program is traced. It can be added to the program, and no more."""
 
     name: str
 
     def __str__(self) -> str:
-        raise TypeError(
+        raise CannotTraceError(
             f"Cannot put argument inside a f-string: {self.name!r} has no value while a program is "
             "traced; add it with + instead"
         )
 
     def __format__(self, spec: str) -> str:
         return str(self)
+
+    def _has_no_value(self, *_: object) -> NoReturn:
+        raise CannotTraceError(f"{self.name!r} has no value while a program is traced")
+
+    __repr__ = __bool__ = __eq__ = __ne__ = __hash__ = _has_no_value
+    __lt__ = __le__ = __gt__ = __ge__ = _has_no_value
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Argument(Unknown):
+    """An argument of the program."""
 
 
 def join(*parts: Expr | str) -> Join:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, overload
 
 from sgl.lang import tracer
@@ -26,7 +27,7 @@ class _Run:
     """One body with its arguments, and the state it works with."""
 
     body: Body
-    arguments: Arguments
+    arguments: inspect.BoundArguments
     state: ProgramState
     execution: Execution
 
@@ -34,9 +35,10 @@ class _Run:
         """Raises what the body raises."""
         self.execution.body = threading.get_ident()
         try:
-            self.state.ret_value = self.body(self.state, **self.arguments)
+            _, *args = self.arguments.args  # without the state
+            self.state.ret_value = self.body(self.state, *args, **self.arguments.kwargs)
         except BaseException as error:
-            self.execution.fail(error)
+            self.execution.stop(error)
             raise
         finally:
             self.execution.end()
@@ -65,13 +67,21 @@ class Function:
         self.bound = dict(bound or {})
         self.__name__ = getattr(body, "__name__", "program")
         self.__doc__ = body.__doc__
-        parameters = list(inspect.signature(body).parameters.values())
+        if _is_never_run(body):
+            raise TypeError(
+                f"{self.__name__} is async, or has a yield: the body of a program is a plain "
+                "function, which may be run by many threads or awaited with get_var_async"
+            )
+        self._signature = inspect.signature(body)
+        parameters = list(self._signature.parameters.values())
         assert parameters, f"{self.__name__} needs a first parameter, s: its state"
         assert parameters[0].name == "s", (
             f"the first parameter of {self.__name__} must be s, its state, not {parameters[0].name}"
         )
         named = [p for p in parameters[1:] if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
         self.arg_names = [parameter.name for parameter in named]
+        self._positional = [p.name for p in named if p.kind is not p.KEYWORD_ONLY]
+        self._takes_more = len(named) < len(parameters) - 1
         self._num_required = sum(
             parameter.default is parameter.empty and parameter.name not in self.bound
             for parameter in named
@@ -123,6 +133,7 @@ class Function:
         )
         run = self._prepare(settings, self._arguments(args, arguments))
         if stream and use_thread:
+            run.execution.body = 0  # not this thread
             threading.Thread(target=run.quietly, name="sgl-program", daemon=True).start()
             return run.state
         try:
@@ -191,6 +202,8 @@ class Function:
 
         Raises ValueError where the body needs values to go on, such as for an `if`.
         """
+        if self._takes_more:
+            raise ValueError(f"{self.__name__} cannot be compiled: it takes any arguments (*, **)")
         found = self.trace()
         if found.why_ended is not None:
             raise ValueError(
@@ -201,28 +214,33 @@ class Function:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As `run`; inside of a trace, as `trace`."""
         if tracer.is_tracing():
-            return self.trace(**self._arguments(args, kwargs))
+            given = self._arguments(args, kwargs).arguments
+            return self.trace(**{name: given[name] for name in self.arg_names if name in given})
         return self.run(*args, **kwargs)
 
     def __repr__(self) -> str:
         return f"<program {self.__name__}({', '.join(self.arg_names)})>"
 
-    def _prepare(self, settings: Settings, arguments: Arguments) -> _Run:
+    def _prepare(self, settings: Settings, arguments: inspect.BoundArguments) -> _Run:
         execution = Execution(settings)
         return _Run(self.func, arguments, ProgramState(execution), execution)
 
-    def _arguments(self, args: Sequence[Any], kwargs: Arguments) -> dict[str, Any]:
-        """All by name; raises TypeError as Python does for a call."""
-        free = [name for name in self.arg_names if name not in self.bound]
-        given: dict[str, Any] = {**self.bound, **dict(zip(free, args, strict=False)), **kwargs}
-        inspect.signature(self.func).bind(None, *args[len(free) :], **given)
-        return given
+    def _arguments(self, args: Sequence[Any], kwargs: Arguments) -> inspect.BoundArguments:
+        """With None for the state; raises TypeError as Python does for a call."""
+        free = [name for name in self._positional if name not in self.bound]
+        given = dict(zip(free, args, strict=False))
+        if twice := given.keys() & kwargs.keys():
+            raise TypeError(f"{self.__name__} got multiple values for argument {min(twice)!r}")
+        given = {**self.bound, **given, **kwargs}
+        first = list(takewhile(given.__contains__, self._positional))
+        leading = [given.pop(name) for name in first]
+        return self._signature.bind(None, *leading, *args[len(free) :], **given)
 
-    def _batch_arguments(self, one: Arguments | Sequence[Any]) -> dict[str, Any]:
+    def _batch_arguments(self, one: Arguments | Sequence[Any]) -> inspect.BoundArguments:
         if isinstance(one, Mapping):
             return self._arguments((), one)
         free = len(self.arg_names) - len(self.bound)
-        if not self._num_required <= len(one) <= free:
+        if len(one) < self._num_required or (len(one) > free and not self._takes_more):
             raise TypeError(
                 f"Given arguments mismatch the SGL function signature: {self.__name__} takes "
                 f"{self._num_required} to {free}, got {len(one)}"
@@ -234,11 +252,15 @@ class Compiled:
     """What a program adds, whatever its arguments: see `Function.compile`."""
 
     def __init__(self, source: Function, found: tracer.Trace, backend: Backend | None) -> None:
-        def body(s: ProgramState, **arguments: Any) -> None:
-            tracer.replay(found, s, arguments)
+        signature = inspect.signature(source.func)
+
+        def body(s: ProgramState, *args: Any, **kwargs: Any) -> None:
+            given = signature.bind(s, *args, **kwargs)
+            given.apply_defaults()
+            tracer.replay(found, s, given.arguments)
 
         body.__name__ = source.__name__
-        body.__signature__ = inspect.signature(source.func)  # type: ignore[attr-defined]
+        body.__signature__ = signature  # type: ignore[attr-defined]
         self._trace = found
         self._backend = backend
         self._function = Function(body, source.num_api_spec_tokens, source.bound)
@@ -277,6 +299,16 @@ def function(
     if func is not None:
         return Function(func, num_api_spec_tokens)
     return lambda body: Function(body, num_api_spec_tokens)
+
+
+def _is_never_run(body: Body) -> bool:
+    """Whether a call gives something that somebody must await or iterate."""
+    kinds = (
+        inspect.iscoroutinefunction,
+        inspect.isgeneratorfunction,
+        inspect.isasyncgenfunction,
+    )
+    return any(is_kind(body) for is_kind in kinds)
 
 
 def _defaults(given: Mapping[str, Any]) -> Sampling:

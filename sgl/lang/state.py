@@ -15,16 +15,23 @@ Addable: TypeAlias = "Expr | str | Sequence[Expr | str]"
 
 
 class ProgramState:
-    """A prompt that grows. Adding to it does not wait; reading from it does.
+    """A prompt that grows. Adding to it does not wait; reading from it does."""
 
-    ret_value  what the program's body returned
-    """
-
-    __slots__ = ("_execution", "ret_value")
+    __slots__ = ("_execution", "_ret_value")
 
     def __init__(self, execution: Execution) -> None:
         self._execution = execution
-        self.ret_value: Any = None
+        self._ret_value: Any = None
+
+    @property
+    def ret_value(self) -> Any:
+        """What the program's body returned; None where it failed."""
+        self.sync()
+        return self._ret_value
+
+    @ret_value.setter
+    def ret_value(self, value: Any) -> None:
+        self._ret_value = value
 
     def __iadd__(self, other: Addable) -> ProgramState:
         self._execution.submit(joined(other))
@@ -54,8 +61,7 @@ class ProgramState:
     def get_meta_info(self, name: str, timeout: float | None = None) -> dict[str, Any]:
         """What the backend told about a variable; raises TimeoutError after so many seconds."""
         execution = self._execution
-        variable = execution.variables.get(name)
-        if variable is not None and not execution.wait(lambda: variable.is_set, timeout):
+        if not execution.wait(lambda: execution.is_known(name), timeout):
             raise TimeoutError(f"variable {name!r} is not there after {timeout} s")
         self[name]
         return execution.variables[name].meta_info or {}
@@ -76,8 +82,10 @@ class ProgramState:
     def var_scope(self, name: str) -> Iterator[None]:
         """All text that is added inside becomes a variable."""
         self._execution.submit(ScopeBegin(name))
-        yield
-        self._execution.submit(ScopeEnd(name))
+        try:
+            yield
+        finally:
+            self._execution.submit(ScopeEnd(name))
 
     def fork(self, n: int = 1, position_ids_offset: Sequence[int] | None = None) -> ProgramStates:
         """Copies that go on side by side; what they share is computed once."""
@@ -156,8 +164,10 @@ class ProgramState:
     @contextmanager
     def _role_scope(self, role: Role) -> Iterator[None]:
         self._execution.submit(RoleBegin(role))
-        yield
-        self._execution.submit(RoleEnd(role))
+        try:
+            yield
+        finally:
+            self._execution.submit(RoleEnd(role))
 
 
 class ProgramStates:
@@ -216,11 +226,13 @@ class _Reader:
     def __init__(self, execution: Execution, name: str | None) -> None:
         self._execution = execution
         self._name = name
+        self._found: Variable | None = None
         self._num_read = 0
         self.is_over = False
 
     def has_news(self) -> bool:
-        return self._is_complete() or len(self._text()) > self._num_read
+        is_longer = self._execution.settings.is_streamed and len(self._text()) > self._num_read
+        return is_longer or self._is_complete()
 
     def take(self) -> Iterator[tuple[str, dict[str, Any] | None]]:
         """What is new, with the meta info; at the end, raises what the text failed with."""
@@ -231,18 +243,23 @@ class _Reader:
             yield text[begin:], self._meta()
         if is_complete:
             self.is_over = True
-            if self._name is not None:
+            if self._found is not None and self._name is not None:
+                self._execution.value_of(self._found, self._name)
+            elif self._name is not None:
                 self._execution.value(self._name)
             elif self._execution.error is not None:
                 self._execution.is_error_read = True
                 raise self._execution.error
 
     def _variable(self) -> Variable | None:
-        return None if self._name is None else self._execution.variables.get(self._name)
+        """The one that had this name first: another one later has another text."""
+        if self._name is not None and self._found is None:
+            self._found = self._execution.variables.get(self._name)
+        return self._found
 
     def _is_complete(self) -> bool:
         variable = self._variable()
-        return self._execution.is_done if variable is None else variable.is_set
+        return self._execution.is_settled() if variable is None else variable.is_set
 
     def _text(self) -> str:
         if self._name is None:

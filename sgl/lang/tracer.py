@@ -6,22 +6,25 @@ Only where the caller asks for it (`trace`, `cache`, `compile`): the body's side
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeAlias
 
 from sgl.lang.backends.base import Backend
 from sgl.lang.ir import (
     Argument,
+    CannotTraceError,
     Expr,
     Gen,
     Role,
     RoleBegin,
     RoleEnd,
+    Sampling,
     ScopeBegin,
     ScopeEnd,
     Select,
+    Unknown,
     join,
     joined,
 )
@@ -29,6 +32,7 @@ from sgl.lang.loop import loop_thread
 from sgl.lang.operations import JoinMode
 from sgl.lang.prompt import Prompt
 from sgl.lang.state import ProgramState, ProgramStates
+from sgl.lang.thoughts import NAME_ENDING
 from sgl.lang.transcript import Transcript
 
 MIN_CACHED_CHARS = 64  # less is not worth a request
@@ -36,44 +40,58 @@ MIN_CACHED_CHARS = 64  # less is not worth a request
 _local = threading.local()
 
 
-@dataclass(frozen=True, slots=True)
-class Value(Expr):
-    """A variable of a trace, whose value is not known."""
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Value(Unknown):
+    """A variable, of the state that a trace stands for."""
 
-    name: str
-
-    __str__ = Argument.__str__
-    __format__ = Argument.__format__
+    source: Trace
 
 
-class CannotTraceError(Exception):
-    """The body does what needs values."""
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Forked:
     """Copies that go on side by side."""
 
     copies: tuple[Trace, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Joined:
-    """The copies that were made last come back."""
+    """Copies come back."""
 
+    forked: Forked
     mode: JoinMode
 
 
-@dataclass
+@dataclass(frozen=True, slots=True, eq=False)
+class Assigned:
+    """A variable that the program sets itself."""
+
+    name: str
+    value: Any
+
+
+Part: TypeAlias = "Expr | str | Forked | Joined | Assigned"
+
+
+@dataclass(eq=False)
 class Trace:
     """What a body added: expressions, arguments by name, and traces of copies.
 
+    all_parts  those of copies too, each with its trace, in the order in which they were added
     why_ended  what it could not do without values; None if it came to its end
     """
 
-    parts: list[Expr | str | Forked | Joined] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+    all_parts: list[tuple[Trace, Part]] = field(default_factory=list)
     variables: list[str] = field(default_factory=list)
     why_ended: Exception | None = None
+
+    def add(self, part: Part) -> None:
+        self.parts.append(part)
+        self.all_parts.append((self, part))
+
+    def copy(self) -> Trace:
+        return Trace(all_parts=self.all_parts, variables=list(self.variables))
 
     def constant(self) -> list[str | RoleBegin | RoleEnd]:
         """What every run begins with."""
@@ -91,7 +109,7 @@ class Trace:
                     yield "  " * depth + f"fork {index}"
                     yield from copy.lines(depth + 1)
             else:
-                yield "  " * depth + repr(part)
+                yield "  " * depth + _line(part)
 
     def print_graph(self) -> None:
         print("\n".join(self.lines()))  # noqa: T201
@@ -105,15 +123,19 @@ class TracedState:
 
     def __iadd__(self, other: Any) -> TracedState:
         for part in joined(other).parts:
-            self._trace.parts.append(part)
+            if isinstance(part, Gen):
+                _check_known(part.sampling)
+            self._trace.add(part)
             if isinstance(part, Gen | Select) and part.name is not None:
                 self._trace.variables.append(part.name)
+                if isinstance(part, Gen) and part.thinks_as is not None:
+                    self._trace.variables.append(part.name + NAME_ENDING)
         return self
 
     def __getitem__(self, name: str) -> Value:
         if name not in self._trace.variables:
             raise CannotTraceError(f"no variable {name!r}")
-        return Value(name)
+        return Value(name, self._trace)
 
     get_var = __getitem__
 
@@ -121,7 +143,11 @@ class TracedState:
         return name in self._trace.variables
 
     def __setitem__(self, name: str, value: Any) -> None:
+        inner = value.values() if isinstance(value, dict) else value
+        if isinstance(inner, Iterable) and any(isinstance(one, Unknown) for one in inner):
+            raise CannotTraceError(f"variable {name!r} is made of what has no value")
         self._trace.variables.append(name)
+        self._trace.add(Assigned(name, value))
 
     set_var = __setitem__
 
@@ -136,15 +162,17 @@ class TracedState:
 
     @contextmanager
     def var_scope(self, name: str) -> Iterator[None]:
-        self._trace.parts.append(ScopeBegin(name))
-        yield
-        self._trace.parts.append(ScopeEnd(name))
+        self._trace.add(ScopeBegin(name))
+        try:
+            yield
+        finally:
+            self._trace.add(ScopeEnd(name))
         self._trace.variables.append(name)
 
     def fork(self, n: int = 1, position_ids_offset: Any = None) -> TracedStates:
-        copies = tuple(Trace(variables=list(self._trace.variables)) for _ in range(n))
-        self._trace.parts.append(Forked(copies))
-        return TracedStates([TracedState(copy) for copy in copies], self._trace)
+        forked = Forked(tuple(self._trace.copy() for _ in range(n)))
+        self._trace.add(forked)
+        return TracedStates(forked, self._trace)
 
     @contextmanager
     def copy(self) -> Iterator[TracedState]:
@@ -157,9 +185,11 @@ class TracedState:
 
     @contextmanager
     def _role_scope(self, role: Role) -> Iterator[None]:
-        self._trace.parts.append(RoleBegin(role))
-        yield
-        self._trace.parts.append(RoleEnd(role))
+        self._trace.add(RoleBegin(role))
+        try:
+            yield
+        finally:
+            self._trace.add(RoleEnd(role))
 
     def __getattr__(self, name: str) -> Any:
         raise CannotTraceError(f"{name} needs a program that runs")
@@ -168,8 +198,9 @@ class TracedState:
 class TracedStates(list[TracedState]):
     """In place of copies of a state."""
 
-    def __init__(self, states: list[TracedState], source: Trace) -> None:
-        super().__init__(states)
+    def __init__(self, forked: Forked, source: Trace) -> None:
+        super().__init__(TracedState(copy) for copy in forked.copies)
+        self._forked = forked
         self._source = source
 
     def __iadd__(self, other: Any) -> TracedStates:  # type: ignore[override, misc]
@@ -181,7 +212,7 @@ class TracedStates(list[TracedState]):
         return self
 
     def join(self, mode: JoinMode = "gather_variable") -> None:
-        self._source.parts.append(Joined(mode))
+        self._source.add(Joined(self._forked, mode))
         for state in self:
             self._source.variables += state._trace.variables
 
@@ -197,7 +228,7 @@ def trace(body: Callable[..., Any], names: Sequence[str], given: Mapping[str, An
     _local.depth = getattr(_local, "depth", 0) + 1
     try:
         body(TracedState(found), **arguments)
-    except (CannotTraceError, TypeError, AttributeError) as error:  # it needs values from here on
+    except (TypeError, AttributeError) as error:  # it needs values from here on
         found.why_ended = error
     finally:
         _local.depth -= 1
@@ -223,19 +254,51 @@ def cache(found: Trace, backend: Backend) -> str:
 
 def replay(found: Trace, state: ProgramState, arguments: Mapping[str, Any]) -> None:
     """Add to a state what a trace says, with values."""
-    copies: ProgramStates | None = None
-    for part in found.parts:
+    states = {found: state}
+    forks: dict[Forked, ProgramStates] = {}
+
+    def known(part: Any) -> Any:
         match part:
-            case Argument(name):
-                state += str(arguments[name])
-            case Value(name):
-                state += str(state[name])
-            case Forked(traces):
-                copies = state.fork(len(traces))
-                for copy, inner in zip(copies, traces, strict=True):
-                    replay(inner, copy, arguments)
-            case Joined(mode):
-                assert copies is not None, "a join follows on a fork"
-                copies.join(mode)
+            case Argument():
+                return arguments[part.name]
+            case Value():
+                return states[part.source][part.name]
             case _:
-                state += part
+                return part
+
+    for source, part in found.all_parts:
+        match part:
+            case Forked(traces):
+                forks[part] = states[source].fork(len(traces))
+                states.update(zip(traces, forks[part], strict=True))
+            case Joined(forked, mode):
+                forks[forked].join(mode)
+            case Assigned(name, value):
+                states[source][name] = known(value)
+            case _:
+                states[source] += known(part)
+
+
+def _check_known(sampling: Sampling) -> None:
+    """Raises CannotTraceError where it depends on what has no value."""
+    for one in fields(sampling):
+        value = getattr(sampling, one.name)
+        for inner in value if isinstance(value, tuple) else (value,):
+            if isinstance(inner, Unknown):
+                raise CannotTraceError(f"gen({one.name}={inner.name}) needs its value")
+
+
+def _line(part: Part) -> str:
+    """For people."""
+    match part:
+        case Unknown():
+            return f"{type(part).__name__}({part.name})"
+        case Joined():
+            return f"join {part.mode}"
+        case Assigned():
+            is_known = not isinstance(part.value, Unknown)
+            return (
+                f"{part.name} = {part.value!r}" if is_known else f"{part.name} = {part.value.name}"
+            )
+        case _:
+            return repr(part)

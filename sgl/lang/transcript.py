@@ -90,7 +90,7 @@ class Transcript:
         self._role, self._begun_at = role, len(self.text)
 
     def _end_role(self, role: Role) -> None:
-        said = self.text[self._begun_at :].lstrip()
+        said = self.text[self._begun_at :]
         self.text += self._suffix
         images = self._images[self._num_images_said :]
         self._num_images_said = len(self._images)

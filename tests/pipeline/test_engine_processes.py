@@ -161,3 +161,28 @@ def test_caller_is_told_when_the_engine_dies(
         os.kill(pids["sgl::worker0"], number)
         assert reason in read(process)
         assert wait_until(lambda: num_children(process) == 0, GONE_AFTER_S)
+
+
+def test_whoever_waits_for_an_engine_that_is_shut_down_hears_of_it(tmp_path: Path) -> None:
+    lines = [
+        "engine = sgl.Engine(**settings)",
+        "endless = {'max_new_tokens': 1_500, 'ignore_eos': True}",
+        "def ask(work):",
+        "    try: work()",
+        "    except sgl.errors.EngineError as error: say(error)",
+        "works = [",
+        "    lambda: engine.generate('Once', endless),",
+        "    lambda: list(engine.generate('Once', endless, stream=True)),",
+        "    sgl.function(lambda s: s.__iadd__('Once' + sgl.gen('x', **{",
+        "        'max_tokens': 1_500, 'ignore_eos': True}))['x']).run,",
+        "]",
+        "threads = [threading.Thread(target=ask, args=[work]) for work in works]",
+        "sgl.set_default_backend(engine)",
+        "for thread in threads: thread.start()",
+        "while engine.get_server_info()['num_running_reqs'] < 3: pass",
+        "engine.shutdown()",
+        "for thread in threads: thread.join()",
+        "ask(works[0])",
+    ]
+    with script(tmp_path, *lines) as process:
+        assert process.stdout.read().splitlines() == ["the engine was shut down"] * 4

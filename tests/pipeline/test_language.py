@@ -239,6 +239,31 @@ def test_a_runtime_answers_without_programs_too(runtime):
     assert tokenizer.decode(tokenizer.encode("Hello there")) == "Hello there"
 
 
+def test_select_needs_something_to_go_on_from(endpoint):
+    """This model has no token that every text begins with."""
+
+    @sgl.function
+    def choose(s, before, method):
+        s += before + sgl.select("chosen", ["", "é", "日本"], choices_method=method)
+
+    state = choose.run("", sgl.token_length_normalized, backend=endpoint)
+    with pytest.raises(BackendError, match="at the beginning of a text"):
+        state["chosen"]
+    said = "The capital of France is"
+    state = choose.run(said, sgl.unconditional_likelihood_normalized, backend=endpoint)
+    assert state["chosen"] in ("", "é", "日本")
+
+
+def test_nothing_can_be_chosen_after_an_answer(endpoint):
+    @sgl.function
+    def choose(s):
+        s += "The capital of France is" + sgl.gen("first", max_tokens=4)
+        method = sgl.unconditional_likelihood_normalized
+        s += sgl.select("chosen", ["", " not"], choices_method=method)
+
+    assert choose.run(temperature=0, backend=endpoint)["chosen"] in ("", " not")
+
+
 def test_a_runtime_ends_with_its_program_or_when_it_is_told_to():
     script = (
         "import os, signal, sgl\n"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import itertools
+import os
 import warnings
 from collections.abc import Iterator
 
@@ -477,3 +479,50 @@ def test_a_message_of_another_form_is_asked_for_again_then_given_up(api):
     with pytest.raises(BackendError, match="3 answers did not have the form"):
         state["name"]
     assert len(api.requests) == 4 + 3
+
+
+def test_a_copy_with_another_picture_is_not_answered_for_the_first(api):
+    answers = iter(["red", "blue"])
+    api.say = lambda body: next(answers)
+
+    @sgl.function(num_api_spec_tokens=64)
+    def two_pictures(s):
+        said = []
+        for picture in (PNG, PNG + b"2"):
+            with s.copy() as copy:
+                copy += sgl.user(sgl.image(picture) + "What colour?")
+                copy += sgl.assistant(sgl.gen("colour"))
+                said.append(copy["colour"])
+        return said
+
+    assert two_pictures.run(backend=openai(api)).ret_value == ["red", "blue"]
+
+
+def test_copies_that_ask_the_same_get_answers_of_their_own(api):
+    numbers = itertools.count()
+    api.say = lambda body: f" {next(numbers)}.\nJob: Smith {next(numbers)}.\n"
+
+    @sgl.function(num_api_spec_tokens=64)
+    def three_draws(s):
+        s += "Age:"
+        copies = s.fork(3)
+        copies += sgl.gen("age", stop="\n") + "\nJob:" + sgl.gen("job", stop="\n")
+        copies.join()
+
+    state = three_draws.run(backend=completions(api))
+    assert len(set(state["age"])) == len(set(state["job"])) == 3
+    assert len(api.requests) == 3
+
+
+def test_a_process_that_was_forked_has_a_client_of_its_own(chat):
+    assert two_questions.run(backend=chat)["first"] == "Paris is the capital."
+    read_end, write_end = os.pipe()
+    if (pid := os.fork()) == 0:
+        try:
+            os.write(write_end, two_questions.run(backend=chat)["first"].encode())
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    with open(read_end, encoding="utf-8") as said:
+        assert said.read() == "Paris is the capital."
+    os.waitpid(pid, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 from sgl.lang.backends.api import (
@@ -15,7 +16,6 @@ from sgl.lang.backends.api import (
 )
 from sgl.lang.chat_template import TEMPLATES
 from sgl.lang.ir import DEFAULTS, Sampling
-from sgl.lang.loop import loop_thread
 from sgl.lang.prompt import Answer, Message, Prompt
 
 _NEW_MODELS_TAKE_NONE = ("temperature", "top_p", "top_k")  # nor has their SDK a word for them
@@ -39,8 +39,8 @@ class Anthropic(ApiBackend):
             raise missing("anthropic", "anthropic", "Anthropic") from None
         super().__init__()
         self.model_name = model_name
-        self._client: Any = AsyncAnthropic(**{"max_retries": MAX_RETRIES} | client_args)
-        loop_thread().at_exit(self._client.close)
+        given = {"max_retries": MAX_RETRIES} | client_args
+        self._connect(partial(AsyncAnthropic, **given))
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Answer:
         fields, cut_at = self._call(prompt, sampling)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from sgl.lang.backends.base import Backend
 from sgl.lang.backends.speculation import Speculation
 from sgl.lang.ir import Sampling
+from sgl.lang.loop import LoopThread, loop_thread
 from sgl.lang.prompt import Answer, Message, Prompt
 
 Fields: TypeAlias = "dict[str, Any]"
@@ -49,6 +50,24 @@ class ApiBackend(Backend):
     def __init__(self) -> None:
         self.token_usage = TokenUsage()
         self._warned: set[str] = set()
+        self._clients: dict[LoopThread, Any] = {}
+        self._make_client: Callable[[], Any] | None = None
+
+    @property
+    def _client(self) -> Any:
+        """Of the SDK. It belongs to a loop: a process that was forked gets one of its own."""
+        thread = loop_thread()
+        if thread not in self._clients:
+            assert self._make_client is not None, "it has not connected"
+            client = self._make_client()
+            self._clients = {thread: client}
+            thread.at_exit(getattr(client, "aclose", None) or client.close)
+        return self._clients[thread]
+
+    def _connect(self, make_client: Callable[[], Any]) -> None:
+        """Raises what the SDK has against it."""
+        self._make_client = make_client
+        self._client  # noqa: B018  made now
 
     @abstractmethod
     def stream(self, prompt: Prompt, sampling: Sampling) -> AsyncIterator[Answer]: ...

@@ -97,11 +97,15 @@ class NativeBackend(Backend):
         held, tail = self._parts(prompt)
         texts = [tail, *(tail + choice for choice in choices)]
         first, *others = await self.tokenize(texts, add_special_tokens=not held)
-        begins = [_divergence(first, ids) for ids in others]
         prompts = [held + ids for ids in others]
-        starts = [len(held) + begin for begin in begins]
+        starts = [len(held) + _divergence(first, ids) for ids in others]
+        if min(starts) < 1:
+            raise BackendError(
+                "select at the beginning of a text: the first token has no log-probability, so "
+                "choices cannot be compared; say something before them"
+            )
         if with_alone := method.requires_unconditional_logprobs:
-            prompts += [ids[begin:] for ids, begin in zip(others, begins, strict=True)]
+            prompts += [ids[start:] for ids, start in zip(prompts, starts, strict=True)]
             starts += [0] * len(choices)
         answers = await self.ask(
             {

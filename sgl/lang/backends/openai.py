@@ -8,6 +8,7 @@ import re
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 from sgl.errors import BackendError
@@ -15,7 +16,6 @@ from sgl.lang.backends.api import MAX_RETRIES, ApiBackend, Fields, conversation,
 from sgl.lang.chat_template import template_for, template_of
 from sgl.lang.choices import ChoicesDecision, ChoicesSamplingMethod
 from sgl.lang.ir import Sampling
-from sgl.lang.loop import loop_thread
 from sgl.lang.prompt import Answer, Prompt
 
 COMPLETION_MODELS = ("gpt-3.5-turbo-instruct", "davinci-002", "babbage-002")
@@ -160,9 +160,9 @@ class OpenAI(OpenAIProtocol):
         if not self.is_chat:
             self.supported = tuple(name for name in self.supported if name != "json_schema")
         client = AsyncAzureOpenAI if is_azure else AsyncOpenAI
-        self._client: Any = client(**{"max_retries": MAX_RETRIES} | client_args)
+        given: Fields = {"max_retries": MAX_RETRIES} | client_args
+        self._connect(partial(client, **given))
         self._tokenizer = tokenizer
-        loop_thread().at_exit(self._client.close)
 
     async def chat(self, **fields: Any) -> Any:
         return await self._client.chat.completions.create(**fields)

@@ -28,16 +28,26 @@ MAX_TRIES = 3  # of a chat model, until a message is as the program has it
 MAX_KNOWN = 64  # answers, of as many copies of a program
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Known:
     """A program's text, and what the model said would follow.
 
+    images    of the program
     is_whole  the model had no more to say
+    num_used  characters of the text, which have answered somebody: a copy that asks the same as
+              another gets an answer of its own
     """
 
     text: str
+    images: Sequence[bytes]
     meta_info: dict[str, Any]
     is_whole: bool
+    num_used: int
+
+    def rest(self, prompt: Prompt) -> str | None:
+        """What follows on a prompt; None where that is not known, or has been used."""
+        is_free = len(prompt.text) >= self.num_used and self.text.startswith(prompt.text)
+        return self.text[len(prompt.text) :] if is_free and self.images == prompt.images else None
 
 
 class Speculation(Backend):
@@ -56,10 +66,10 @@ class Speculation(Backend):
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Answer:
         stops = (*(sampling.stop or ()), *prompt.stops)
         for known in reversed(self._known):
-            if known.text.startswith(prompt.text):
-                rest = known.text[len(prompt.text) :]
+            if (rest := known.rest(prompt)) is not None:
                 said = _until(rest, stops, prompt.ahead, may_end=known.is_whole)
                 if said is not None:
+                    known.num_used = len(prompt.text) + max(len(said), 1)
                     return Answer(said, known.meta_info)
         if self._api.is_chat:
             return await self._message(prompt, sampling, stops)
@@ -77,7 +87,7 @@ class Speculation(Backend):
         said = _until(answer.text, stops, prompt.ahead, may_end=is_whole)
         if said is None:
             return await self._api.generate(prompt, sampling)
-        self._known.append(_Known(prompt.text + answer.text, answer.meta_info, is_whole))
+        self._keep(prompt, answer.text, said, answer, is_whole=is_whole)
         return Answer(said, answer.meta_info)
 
     async def _message(self, prompt: Prompt, sampling: Sampling, stops: Sequence[str]) -> Answer:
@@ -95,13 +105,20 @@ class Speculation(Backend):
             rest = message[len(prompt.begun) :]
             said = _until(rest, stops, prompt.ahead, may_end=True)
             if said is not None and _agrees(rest[len(said) :], prompt.ahead):
-                self._known.append(_Known(before + message, answer.meta_info, is_whole=True))
+                self._keep(prompt, rest, said, answer, is_whole=True)
                 return Answer(said, answer.meta_info)
         raise BackendError(
             f"{MAX_TRIES} answers did not have the form of the program's message, which begins "
             f"with {prompt.begun!r}; the last one: {answer.text!r:.300}. Show the model an example "
             "of it, or allow more num_api_spec_tokens"
         )
+
+    def _keep(
+        self, prompt: Prompt, rest: str, said: str, answer: Answer, *, is_whole: bool
+    ) -> None:
+        num_used = len(prompt.text) + max(len(said), 1)
+        known = _Known(prompt.text + rest, prompt.images, answer.meta_info, is_whole, num_used)
+        self._known.append(known)
 
 
 def _begun_alike(message: str, begun: str) -> str:

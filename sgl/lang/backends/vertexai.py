@@ -18,7 +18,6 @@ from sgl.lang.backends.api import (
     split_system,
 )
 from sgl.lang.ir import Sampling
-from sgl.lang.loop import loop_thread
 from sgl.lang.prompt import Answer, Message, Prompt
 
 _NAMES = {"max_tokens": "max_output_tokens", "stop": "stop_sequences"}
@@ -59,9 +58,8 @@ class VertexAI(ApiBackend):
             )
         self.model_name = model_name
         self._safety_settings = safety_settings
-        client = genai.Client(vertexai=True, project=project, location=location, **client_args)
-        self._client: Any = client.aio
-        loop_thread().at_exit(self._client.aclose)
+        given: Fields = {"project": project, "location": location} | client_args
+        self._connect(lambda: genai.Client(vertexai=True, **given).aio)
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Answer:
         reply = await self._client.models.generate_content(**self._call(prompt, sampling))
