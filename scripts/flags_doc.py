@@ -19,7 +19,8 @@ Written by `make docs` from `sgl/config.py` and `sgl/compatibility.py`; a test c
 `sgl serve MODEL --port 30001`, `python -m sgl.launch_server --model-path MODEL --port 30001` and
 `sgl.Engine(model_path=MODEL)` take the same flags; `Engine` writes them with underscores.
 The beginning of a name will do where it is unambiguous. `--config server.yaml` reads them from a
-file, `port: 30001` on a line; the command line wins over the file, the file over the environment.
+file, `port: 30001` on a line; the command line wins over the file, the file over the environment,
+which may hold the keys alone (`SGL_API_KEY`, `SGL_ADMIN_API_KEY`).
 """
 
 ACCEPTED_INTRODUCTION = """\

@@ -24,7 +24,11 @@ HELP = "/reset forgets the conversation, /exit or Ctrl-D ends, Ctrl-C cuts an an
 class ChatConfig:
     """The flags of `sgl chat`."""
 
-    base_url: str = flag("address of the server", default="http://127.0.0.1:30000", metavar="URL")
+    base_url: str | None = flag(
+        "address of the server", default_text="http://HOST:PORT", metavar="URL"
+    )
+    host: str = flag("its host", default="127.0.0.1")
+    port: int = flag("its port", default=30000, low=1, high=65535)
     model: str = flag("model to talk to", default="default", metavar="NAME")
     system: str | None = flag("system message the conversation begins with")
     temperature: float = flag("0 always takes the likeliest token", default=0.7, low=0)
@@ -34,9 +38,13 @@ class ChatConfig:
     def __post_init__(self) -> None:
         for option in field_options(ChatConfig):
             option.check(getattr(self, option.key))
-        url = urlsplit(self.base_url)
+        url = urlsplit(self.url)
         if url.scheme not in ("http", "https") or not url.hostname:
             raise ConfigError(f"--base-url must look like http://HOST:PORT, got {self.base_url}")
+
+    @property
+    def url(self) -> str:
+        return self.base_url or f"http://{self.host}:{self.port}"
 
     @classmethod
     def from_argv(cls, argv: list[str]) -> ChatConfig:
@@ -64,13 +72,16 @@ class Conversation:
         self.messages = [{"role": "system", "content": system}] if system else []
 
     def ask(self, text: str) -> Iterator[str]:
-        """Pieces of the answer; both sides are remembered once it is complete."""
+        """Pieces of the answer; both sides are remembered, as far as it came."""
         asked = [*self.messages, {"role": "user", "content": text}]
         answer = ""
-        for piece in self._stream(asked):
-            answer += piece
-            yield piece
-        self.messages = [*asked, {"role": "assistant", "content": answer}]
+        try:
+            for piece in self._stream(asked):
+                answer += piece
+                yield piece
+        finally:
+            if answer:
+                self.messages = [*asked, {"role": "assistant", "content": answer}]
 
     def _stream(self, messages: list[dict[str, str]]) -> Iterator[str]:
         body = {
@@ -83,7 +94,7 @@ class Conversation:
         headers = {"Content-Type": "application/json"}
         if self.config.api_key:
             headers["Authorization"] = f"Bearer {self.config.api_key}"
-        url = urlsplit(self.config.base_url)
+        url = urlsplit(self.config.url)
         kind = HTTPSConnection if url.scheme == "https" else HTTPConnection
         connection = kind(url.hostname or "", url.port)
         path = url.path.rstrip("/").removesuffix("/v1") + "/v1/chat/completions"
@@ -92,8 +103,8 @@ class Conversation:
             yield from _pieces(connection.getresponse())
         except (OSError, HTTPException) as error:
             raise ServerRefusedError(
-                f"{self.config.base_url} does not answer ({error}): is the server running? "
-                "Start one with `sgl serve`, or give --base-url"
+                f"{self.config.url} does not answer ({error}): is the server running? "
+                "Start one with `sgl serve`, or give --port or --base-url"
             ) from error
         finally:
             connection.close()

@@ -1,7 +1,8 @@
-"""Options of SGLang that are no fields of `ServerConfig`: data, no code.
+"""Options of SGLang that are no fields of `ServerConfig`, and of vLLM: data, no code.
 
 ACCEPTED  change nothing here; kept so that command lines written for SGLang still start
 REFUSED   not in this release; each says why, and lets through values that ask for nothing
+OF_VLLM   what to type instead
 """
 
 from __future__ import annotations
@@ -214,3 +215,16 @@ REFUSED = (
         _NO_SPARSITY,
     ),
 )
+
+OF_VLLM = {
+    "--max-model-len": "it is called --context-length here",
+    "--max-num-seqs": "it is called --max-running-requests here",
+    "--max-num-batched-tokens": "it is called --chunked-prefill-size here",
+    "--gpu-memory-utilization": "it is called --mem-fraction-static here",
+    "--enforce-eager": "it is called --disable-cuda-graph here",
+    "--block-size": "it is called --page-size here",
+    "--enable-prefix-caching": "prefixes are always cached here; leave it out",
+    "--no-enable-prefix-caching": "it is called --disable-radix-cache here",
+    "--enable-chunked-prefill": "prompts are always computed in chunks here; leave it out",
+    "--enable-auto-tool-choice": "tools may always be called here; see --tool-call-parser",
+}

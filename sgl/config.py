@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from sgl.compatibility import ACCEPTED, REFUSED
+from sgl.compatibility import ACCEPTED, OF_VLLM, REFUSED
 from sgl.errors import ConfigError
 from sgl.flags import Option, OptionTable, Value, field_options, flag, from_environment
 
@@ -389,13 +389,13 @@ class ServerConfig:
         step_tokens = self.chunked_prefill_size or (8192 if on_cuda else 512)
         if step_tokens == -1:
             step_tokens = self.max_prefill_tokens
+        step_tokens = min(step_tokens, self.max_prefill_tokens)
         return DeviceLimits(
             mem_fraction_static=self.mem_fraction_static or (0.97 if on_cuda else 0.8),
             max_total_tokens=self.max_total_tokens or (None if on_cuda else 131072),
             max_running_requests=self.max_running_requests or (1024 if on_cuda else 32),
-            max_step_tokens=min(step_tokens, self.max_prefill_tokens),
-            min_prefill_tokens=self.min_prefill_tokens
-            or (160 if on_cuda else self.max_prefill_tokens),
+            max_step_tokens=step_tokens,
+            min_prefill_tokens=self.min_prefill_tokens or (160 if on_cuda else step_tokens),
             num_cpu_threads=self.num_cpu_threads or max(1, num_cores // self.tp_size),
         )
 
@@ -419,7 +419,7 @@ class DeviceLimits:
 
 FIELD_OPTIONS = field_options(ServerConfig)
 ALL_OPTIONS: tuple[Option, ...] = (*FIELD_OPTIONS, *ACCEPTED, *REFUSED)
-OPTIONS = OptionTable(ALL_OPTIONS)
+OPTIONS = OptionTable(ALL_OPTIONS, OF_VLLM)
 
 # heading in help and documentation -> first field below it
 GROUPS = {

@@ -168,9 +168,15 @@ Option: TypeAlias = FieldOption | Accepted | Refused
 
 
 class OptionTable:
-    """Every name that may be typed, and what it means."""
+    """Every name that may be typed, and what it means.
 
-    def __init__(self, options: Iterable[Option]) -> None:
+    elsewhere  names of other servers' options, and what to type here
+    """
+
+    def __init__(
+        self, options: Iterable[Option], elsewhere: Mapping[str, str] | None = None
+    ) -> None:
+        self._elsewhere = elsewhere or {}
         self.by_name: dict[str, Option] = {}
         for option in options:
             for name in option.names:
@@ -229,7 +235,10 @@ class OptionTable:
         raise ConfigError(f"there is no option {typed}{self._suggest(typed)}")
 
     def _suggest(self, name: str) -> str:
-        words = [known.removeprefix("--") for known in self.by_name]
+        if name in self._elsewhere:
+            return f": {self._elsewhere[name]}"
+        taken = (name for name, option in self.by_name.items() if not isinstance(option, Refused))
+        words = [known.removeprefix("--") for known in taken]
         close = difflib.get_close_matches(name.removeprefix("--"), words, n=1)
         return f"; did you mean --{close[0]}?" if close else "; --help lists them all"
 

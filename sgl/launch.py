@@ -83,7 +83,9 @@ def _drain(group: ActorGroup, signals: Signals) -> int:
     signals.clear()
     config = group.config
     delay = config.drain_delay if signals.received[0] == signal.SIGTERM else 0.0
-    logger.info("Stopping: running requests have %g s to finish", config.drain_timeout)
+    logger.info(
+        "Stopping: what runs has %g s to finish; a second signal ends it now", config.drain_timeout
+    )
     group.drain(delay, config.drain_timeout)
     deadline = time.monotonic() + delay + config.drain_timeout + DRAIN_GRACE_S
     ingress = group.child("ingress")

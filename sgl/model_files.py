@@ -69,6 +69,10 @@ def _resolve(name: str, flag_name: str, patterns: list[str], config: ServerConfi
         return _checked(path, flag_name)
     if is_hub_id(name):
         return _download(name, flag_name, patterns, config)
+    if path.is_file():
+        raise ConfigError(
+            f"{flag_name} {name}: this is a file, and no .gguf; give the folder that it is in"
+        )
     raise ConfigError(
         f"{flag_name} {name}: there is no folder {path.absolute()}; give a folder, a .gguf file, "
         "or a hub id such as Qwen/Qwen2-7B"

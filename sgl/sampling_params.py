@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 from enum import StrEnum
@@ -130,9 +131,11 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, kw_only=True)
         known = dict(fields)
         unknown = sorted(set(known) - set(cls.__struct_fields__))
         if unknown:
+            names = sorted([*cls.__struct_fields__, *WRITTEN_KINDS])
+            close = difflib.get_close_matches(str(unknown[0]), names, n=1)
+            meant = f" (did you mean {close[0]}?)" if close else ""
             raise InvalidRequestError(
-                f"sampling_params has no field {unknown[0]!r}; it has "
-                f"{', '.join(sorted(cls.__struct_fields__))}",
+                f"sampling_params has no field {unknown[0]!r}{meant}; it has {', '.join(names)}",
                 param=unknown[0],
             )
         for name in ("stop", "stop_token_ids"):

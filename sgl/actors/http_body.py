@@ -6,6 +6,7 @@ import asyncio
 
 from aiohttp import BodyPartReader, MultipartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestPayloadError
 
 from sgl.actors.file_store import FileStore, Upload, file_too_large
 from sgl.errors import InvalidRequestError, RequestTooLargeError
@@ -30,6 +31,11 @@ async def read_body(request: web.Request, max_bytes: int) -> bytes:
             return await request.read()
     except TimeoutError:
         raise web.HTTPRequestTimeout from None
+    except (RequestPayloadError, HttpProcessingError) as error:
+        coding = request.headers.get("Content-Encoding", "none")
+        raise InvalidRequestError(
+            f"the body cannot be decoded (Content-Encoding: {coding:.40})"
+        ) from error
 
 
 async def receive_file(request: web.Request, store: FileStore) -> FileRecord:

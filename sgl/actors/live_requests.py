@@ -104,6 +104,13 @@ class LiveRequests:
                 f"{call.n}), a request may ask for {self._max_per_call}",
                 param="n",
             )
+        if num_answers > self._max_live:
+            raise InvalidRequestError(
+                f"the request asks for {num_answers} answers, the server takes {self._max_live} at "
+                "a time: send several requests, or start the server with a larger "
+                "--max-queue-requests",
+                param="n",
+            )
         if self._num_taken + num_answers > self._max_live:
             raise OverloadedError(
                 f"{self._num_taken} requests are waiting or running, the server takes "

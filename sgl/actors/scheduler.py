@@ -255,7 +255,7 @@ class Scheduler:
             num_used_tokens=num_used * store.page_size,
             max_total_tokens=store.num_pages * store.page_size,
             token_usage=num_used / store.num_pages,
-            gen_throughput=self.log.throughput,
+            gen_throughput=self.log.throughput if batcher.in_flight or batcher.running else 0.0,
             cache_hit_rate=totals.num_cached_tokens / prompt_tokens if prompt_tokens else 0.0,
             num_retractions=totals.num_retractions,
             num_steps=totals.num_steps,

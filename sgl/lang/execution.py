@@ -341,7 +341,8 @@ class Execution:
                 operation, variable = job
                 await self._perform(operation, variable)
                 self._changed()
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # by somebody who knows, or because the script ends
+            self.is_error_read = True
             self.fail(ProgramAbortedError(f"program {self.settings.program!r} was ended"))
         except Exception as error:
             if isinstance(operation, Gen | Select) and operation.name is not None:

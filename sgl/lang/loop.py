@@ -58,10 +58,17 @@ class LoopThread:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
 
+    async def _cancel_all(self) -> None:
+        """Programs that nobody waits for any more."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     def _close(self) -> None:
         if not self.is_mine:
             return
-        for close in self._closers:
+        for close in [self._cancel_all, *self._closers]:
             try:
                 self.submit(close()).result(timeout=1)
             except Exception:  # the program ends: nobody is left who could be told

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -13,7 +15,10 @@ from msgspec import Meta
 
 from sgl.errors import InvalidRequestError
 
+logger = logging.getLogger(__name__)
+
 MAX_NESTING = 64
+MAX_TOLD = 256  # names of fields that the log tells of
 MAX_RID_CHARS = 256
 MAX_SALT_CHARS = 256
 MAX_TOP_LOGPROBS = 20
@@ -22,7 +27,8 @@ Name = Annotated[str, Meta(max_length=MAX_RID_CHARS)]  # empty: not given
 Salt = Annotated[str, Meta(min_length=1, max_length=MAX_SALT_CHARS)]
 NumTopLogprobs = Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)]
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
+_told: set[str] = set()
 _PATH = re.compile(r" - at (?P<key>`key` in )?`\$\.?(?P<path>[^`]*)`")
 _STEP = re.compile(r"\[(?P<index>\d+)\]|\.?(?P<name>[^.\[]+)")
 _MISSING = re.compile("Object missing required field `(?P<name>[^`]+)`")
@@ -59,14 +65,30 @@ def one_of(*values: str) -> Meta:
 
 
 def convert(fields: Mapping[str, Any], body_type: type[T], *, is_text: bool = False) -> T:
-    """`fields` as a `body_type`; unknown fields are ignored, wrong types and values refused.
+    """`fields` as a `body_type`; wrong types and values are refused.
+
+    Unknown fields are ignored, and the log tells of each name once.
 
     is_text   all values are texts, as in a query
     """
+    if unknown := fields.keys() - _names_of(body_type):
+        _tell_once(unknown)
     try:
         return msgspec.convert(fields, body_type, strict=not is_text)
     except msgspec.ValidationError as error:
         raise _refusal(str(error), fields) from None
+
+
+@cache
+def _names_of(body_type: type) -> frozenset[str]:
+    return frozenset(field.encode_name for field in msgspec.structs.fields(body_type))
+
+
+def _tell_once(names: Iterable[str]) -> None:
+    new = sorted(set(names) - _told)[: MAX_TOLD - len(_told)]
+    _told.update(new)
+    for name in new:
+        logger.warning("Requests have a field %.80r, which is not known here: it is ignored", name)
 
 
 def refuse_unsupported(fields: Mapping[str, Any], names: Iterable[str]) -> None:
@@ -158,7 +180,7 @@ def _refusal(message: str, fields: Mapping[str, Any]) -> InvalidRequestError:
         reason = f" must be {_kinds(kind['wanted'])}, got {_kinds(kind['got'])}"
     else:
         reason = ": " + reason.replace("`", "")
-    return InvalidRequestError(f"{subject}{reason}", param=param or None)
+    return InvalidRequestError(f"{subject}{reason}".removeprefix(": "), param=param or None)
 
 
 def _beyond(limit: re.Match[str], value: Any) -> str:

@@ -63,6 +63,8 @@ class ChatTemplate:
             conversation = CONVERSATIONS[name_or_path]
             return cls(CONVERSATION_SOURCE, bos_token, eos_token, conversation)
         file = Path(name_or_path)
+        if file.suffix in (".jinja", ".json") and not file.is_file():
+            raise ConfigError(f"--chat-template {name_or_path}: there is no file {file.absolute()}")
         if not file.is_file() or file.suffix not in (".jinja", ".json"):
             raise ConfigError(
                 f"--chat-template {name_or_path} is neither a .jinja or .json file nor one of "

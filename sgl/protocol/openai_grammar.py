@@ -44,7 +44,7 @@ class ResponseFormat(msgspec.Struct, kw_only=True):
     triggers: list[str] | None = None
 
 
-class StructuredOutputs(msgspec.Struct, kw_only=True):
+class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What the answer must match, as vLLM has it: one of these.
 
     json            a JSON schema, as an object or as text
@@ -132,6 +132,12 @@ def _wishes(body: GrammarBody) -> Iterator[_Wish]:
     )
     yield from _of_vllm("guided_", guided)
     if body.structured_outputs is not None:
+        if body.structured_outputs == StructuredOutputs():
+            raise InvalidRequestError(
+                "structured_outputs says nothing of the answer: it has one of "
+                f"{', '.join(StructuredOutputs.__struct_fields__)}",
+                param="structured_outputs",
+            )
         yield from _of_vllm("structured_outputs.", body.structured_outputs)
 
 

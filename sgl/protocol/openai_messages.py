@@ -98,7 +98,12 @@ def _text(content: str | list[ContentPart] | None, number: int) -> str:
     if not isinstance(content, list):
         return content or ""
     for part in content:
-        if part.type != "text" or part.text is None:
+        if part.type == "text" and part.text is None:
+            raise InvalidRequestError(
+                f"messages[{number}] has a content part of type 'text' without text",
+                param=f"messages[{number}].content",
+            )
+        if part.type != "text":
             raise InvalidRequestError(
                 f"messages[{number}] has a content part of type {part.type!r:.40}: this server "
                 "takes text parts only",

@@ -130,6 +130,10 @@ async def test_every_error_is_json_in_the_shape_of_its_path() -> None:
         async with s.http.post(s.url + "/generate", data=chunks()) as response:
             assert response.status == 413
             assert "error" in await response.json()
+        packed = {"Content-Encoding": "gzip"}
+        async with s.http.post(s.url + "/generate", data=b"{}", headers=packed) as response:
+            assert response.status == 400
+            assert "cannot be decoded" in (await response.json())["error"]["message"]
 
 
 @in_loop

@@ -314,6 +314,15 @@ def test_chat_prints_the_stream_and_remembers_both_sides(chat_server, monkeypatc
     assert {asked["key"] for asked in FakeChatServer.seen} == {"Bearer k"}
 
 
+def test_chat_goes_on_from_an_answer_that_was_cut_short(chat_server):
+    port = int(chat_server.rpartition(":")[2])
+    conversation = chat.Conversation(chat.ChatConfig.from_argv(["--port", str(port)]))
+    answer = conversation.ask("one two three")
+    assert next(answer) == "one"
+    answer.close()
+    assert [message["content"] for message in conversation.messages] == ["one two three", "one"]
+
+
 def test_chat_shows_why_the_server_refuses(chat_server, monkeypatch, capsys):
     assert say(monkeypatch, ["fail"], "--base-url", chat_server) == 1
     assert "status 400: cannot do that" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sgl.compatibility import ACCEPTED, REFUSED
+from sgl.compatibility import ACCEPTED, OF_VLLM, REFUSED
 from sgl.config import FIELD_OPTIONS, GROUPS, OPTIONS, ServerConfig
 from sgl.errors import ConfigError
 from sgl.flags import Refused
@@ -277,3 +277,17 @@ def test_every_group_begins_with_a_field_and_every_default_passes_its_own_check(
     assert keys[0] in GROUPS.values()
     for option in FIELD_OPTIONS:
         option.check(option.default)
+
+
+def test_names_of_vllm_are_told_what_they_are_called_here():
+    known = OPTIONS.by_name
+    for name, told in OF_VLLM.items():
+        with pytest.raises(ConfigError, match=f"there is no option {name}: ") as refused:
+            ServerConfig.from_argv([name, "1"])
+        assert all(word in known for word in re.findall(r"--[a-z-]+", told)), str(refused.value)
+
+
+def test_what_is_refused_is_not_suggested():
+    with pytest.raises(ConfigError) as refused:
+        ServerConfig.from_argv(["--enable-custom-logit-processors"])
+    assert "did you mean --enable-custom" not in str(refused.value)

@@ -172,6 +172,10 @@ async def test_there_is_room_for_so_many_answers() -> None:
             with pytest.raises(OverloadedError):
                 await front.submit(call_for("a", n=2))
             assert len(await answers_of(front, call_for("a", max_new_tokens=1))) == 1
+    options = {"max_live_requests": 2, "max_batch_requests": 3}
+    async with connected_front(FakeEngine(step_s=0.001), **options) as front:
+        with pytest.raises(InvalidRequestError, match="--max-queue-requests"):
+            await front.submit(call_for("a", n=3))  # there never is room: no use in trying again
 
 
 @in_loop

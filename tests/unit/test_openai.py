@@ -167,6 +167,10 @@ def test_an_assistants_last_message_begins_the_answer_in_a_built_in_format() -> 
         ({"guided_json": "{"}, "guided_json"),
         ({"guided_choice": []}, "guided_choice"),
         ({"structured_outputs": {"structural_tag": "["}}, "structured_outputs.structural_tag"),
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"json": None}}, "structured_outputs"),
+        ({"structured_outputs": {"regexp": "a"}}, "structured_outputs"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs"),
@@ -370,3 +374,11 @@ def test_grammars_in_all_spellings(fields: dict[str, Any], kind: str, like: Any)
 def test_no_grammar_is_none() -> None:
     fields = {"response_format": {"type": "text"}, "regex": None, "structured_outputs": None}
     assert chat(**fields).call.prompts[0].grammar is None
+
+
+def test_an_unknown_field_is_ignored_and_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        completion(no_such_field=1)
+        chat(no_such_field=1)
+    told = [record.message for record in caplog.records if "no_such_field" in record.message]
+    assert len(told) == 1

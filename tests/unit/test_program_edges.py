@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from fake_backend import FakeBackend
@@ -14,6 +17,7 @@ from fake_backend import FakeBackend
 import sgl
 from sgl.errors import UnknownVariableError
 
+ROOT = Path(__file__).parents[2]
 PROMPT_S = 5.0
 
 
@@ -238,3 +242,23 @@ def test_names_and_choices_of_other_kinds(backend):
         run(body, backend)
     with pytest.raises(TypeError, match="name of a variable"):
         sgl.gen(5)
+
+
+def test_a_script_may_end_while_an_answer_is_being_made():
+    script = (
+        "import sgl\n"
+        "from fake_backend import FakeBackend\n"
+        "backend = FakeBackend()\n"
+        "backend.hold()\n"
+        "state = sgl.function(lambda s: s.__iadd__(sgl.gen('x'))).run(backend=backend)\n"
+        "while backend.num_running == 0: pass\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
