@@ -90,7 +90,7 @@ class Engine:
         request = _request(prompt, sampling_params, input_ids, stream, fields)
         if stream:
             return self._iterate(request)
-        return self._submit(self._answer(request)).result()
+        return self._wait_for(self._answer(request))
 
     async def async_generate(
         self,
@@ -119,7 +119,7 @@ class Engine:
         Needs a model that gives vectors, or is_embedding=True. Raises RequestError.
         """
         request = encode_request({"text": prompt, "input_ids": input_ids} | fields)
-        return self._submit(self._encode(request)).result()
+        return self._wait_for(self._encode(request))
 
     async def async_encode(
         self,
@@ -134,7 +134,7 @@ class Engine:
 
     def flush_cache(self) -> bool:
         """Forget all cached prefixes; False (and nothing done) while requests are running."""
-        return self._submit(self._front.control("flush_cache")).result().ok
+        return self._wait_for(self._front.control("flush_cache")).ok
 
     def start_profile(
         self,
@@ -152,11 +152,11 @@ class Engine:
             "activities": activities,
         }
         wanted = convert(fields, ProfileRequest)
-        return told(self._submit(self._front.start_profile(wanted)).result())
+        return told(self._wait_for(self._front.start_profile(wanted)))
 
     def stop_profile(self) -> str:
         """Write what was recorded and say where; raises InvalidRequestError if nothing was."""
-        return told(self._submit(self._front.stop_profile()).result())
+        return told(self._wait_for(self._front.stop_profile()))
 
     def update_weights_from_disk(
         self, model_path: str | os.PathLike[str], load_format: str | None = None
@@ -166,23 +166,23 @@ class Engine:
         Requests that come meanwhile wait. Raises InvalidRequestError, and all is as it was.
         """
         fields = {"model_path": os.fspath(model_path), "load_format": load_format}
-        return self._submit(self._weights.update(convert(fields, WeightsRequest))).result()
+        return self._wait_for(self._weights.update(convert(fields, WeightsRequest)))
 
     def get_weights_by_name(self, name: str, truncate_size: int = 100) -> list[Any]:
         """The first rows of a weight, called as in its checkpoint; raises InvalidRequestError."""
         wanted = convert({"name": name, "truncate_size": truncate_size}, WeightRequest)
-        rows: list[Any] = orjson.loads(self._submit(self._weights.show(wanted)).result())
+        rows: list[Any] = orjson.loads(self._wait_for(self._weights.show(wanted)))
         return rows
 
     def open_session(self, capacity_of_str_len: int, session_id: str | None = None) -> str:
         """The id of a new session, for `session_params` of `generate`; raises RequestError."""
         fields = {"capacity_of_str_len": capacity_of_str_len, "session_id": session_id}
         wanted = convert(fields, OpenSession)
-        return self._submit(_call(lambda: self._front.open_session(wanted))).result()
+        return self._wait_for(_call(lambda: self._front.open_session(wanted)))
 
     def close_session(self, session_id: str) -> None:
         """Forget a session; nothing happens if it is not open."""
-        self._submit(_call(lambda: self._front.sessions.close(session_id))).result()
+        self._wait_for(_call(lambda: self._front.sessions.close(session_id)))
 
     def tokenize(
         self, prompt: str | Sequence[str], add_special_tokens: bool = True
@@ -209,6 +209,8 @@ class Engine:
         """The settings, and the scheduler's numbers at this moment."""
         if self._is_over:
             raise _shut_down()
+        if self._front.is_dead:
+            raise EngineError("the engine has stopped")
         status = self._group.status.read()
         limits = {"max_total_num_tokens": self._front.max_total_tokens}
         settings = self._config.public_values() | self._weights.settings()
@@ -317,11 +319,21 @@ class Engine:
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Run on the engine's loop."""
-        with self._lock:
-            if not self._is_over:
-                return asyncio.run_coroutine_threadsafe(work, self._loop)
+        if self._thread.is_alive():  # else it is over, or was left behind by a fork
+            with self._lock:
+                if not self._is_over:
+                    return asyncio.run_coroutine_threadsafe(work, self._loop)
         work.close()
         raise _shut_down()
+
+    def _wait_for(self, work: Coroutine[Any, Any, T]) -> T:
+        """As `_submit`, and wait; an interrupt ends it."""
+        future = self._submit(work)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
 
     async def _answer(self, request: GenerateRequest) -> Any:
         async with await self._front.submit(request.call) as running:
@@ -363,7 +375,8 @@ class Engine:
         events: asyncio.Queue[Output | None] = asyncio.Queue()
 
         def put(event: Output | None) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
+            with suppress(RuntimeError):  # the reader's loop is over
+                loop.call_soon_threadsafe(events.put_nowait, event)
 
         feed = self._submit(self._feed(request, put))
         try:

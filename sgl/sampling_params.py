@@ -81,7 +81,7 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, kw_only=True)
     repetition_penalty  logits of tokens in prompt or output: divided if positive, else multiplied
     logit_bias          token id -> added to its logit
     seed                of the request's own random numbers; null: drawn by the server
-    ignore_eos          go on after the model's end-of-sequence
+    ignore_eos          go on after the model's end-of-sequence and after stop_token_ids
     skip_special_tokens  the text shows no special tokens
     spaces_between_special_tokens  changes nothing: the tokenizer knows
     no_stop_trim        the text shows the stop string that ended it

@@ -75,6 +75,10 @@ NO_MASKS = StepMasks(
 )
 
 
+class TokensAreMadeError(torch.OutOfMemoryError):
+    """Memory ran out after the tokens were drawn and counted: the step cannot be run again."""
+
+
 class Runner:
     """Owns everything of one rank that lives on the device, except the process."""
 
@@ -124,6 +128,8 @@ class Runner:
         layout = StepLayout.of(plan, decode_rows, self.table)
         try:
             return self._output(plan.step, *self._compute(plan.chunks, layout, masks))
+        except TokensAreMadeError:
+            raise  # a second time they would be made of themselves
         except torch.OutOfMemoryError:
             if self.tp.size > 1 or not plan.chunks:
                 raise  # the other ranks wait for us in the middle of the step
@@ -262,10 +268,15 @@ class Runner:
         ids_B = self.tp.broadcast(self.sampler.sample(logits_BV, rows_B, positions_B))
         if raw_logits is None:
             return ids_B, {}
-        return ids_B, {
-            int(sampled[index]): self._token_logprobs(logits_V, ids_B[index], int(rows_B[index]))
-            for logits_V, index in zip(raw_logits, wanted, strict=True)
-        }
+        try:
+            return ids_B, {
+                int(sampled[index]): self._token_logprobs(
+                    logits_V, ids_B[index], int(rows_B[index])
+                )
+                for logits_V, index in zip(raw_logits, wanted, strict=True)
+            }
+        except torch.OutOfMemoryError as error:
+            raise TokensAreMadeError(str(error)) from error
 
     def _token_logprobs(self, logits_V: Tensor, token_id: Tensor, row: int) -> Logprobs:
         options = self.table.logprobs[row]

@@ -159,7 +159,7 @@ def _with_unknown(part: Part, logprobs: RowLogprobs | None) -> RowLogprobs | Non
     first = request.next_logprob
     if request.logprobs is None or first >= request.prompt_len:
         return logprobs
-    request.next_logprob = min(part.end + 1, request.prompt_len)
+    request.next_logprob = max(first, min(part.end + 1, request.prompt_len))
     if first > 0:
         return logprobs
     known = logprobs or RowLogprobs(0)

@@ -254,6 +254,15 @@ def test_select_needs_something_to_go_on_from(endpoint):
     assert state["chosen"] in ("", "é", "日本")
 
 
+def test_select_after_a_prompt_of_many_chunks(endpoint):
+    @sgl.function
+    def choose(s):
+        s += "The sky is blue and the grass is green. " * 180
+        s += "The sky is" + sgl.select("chosen", [" blue", " a spoon"])
+
+    assert choose.run(backend=endpoint)["chosen"] == " blue"
+
+
 def test_nothing_can_be_chosen_after_an_answer(endpoint):
     @sgl.function
     def choose(s):

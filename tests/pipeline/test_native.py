@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from pipeline.server import wait_until
 from safetensors.torch import load_file, save_file
 from tiny_models import checkpoint_tensors
 from toy import toy_settings, write_toy
 
 import sgl
-from sgl.errors import InvalidRequestError
+from sgl.errors import EngineError, InvalidRequestError
 from sgl.model_files import demo_model_path
 from sgl.models.config import ModelConfig
 from sgl.tokenizer import Tokenizer
@@ -51,6 +54,11 @@ def two_ranks(folder: Path) -> Iterator[sgl.Engine]:
     }
     with sgl.Engine(**settings) as engine:
         yield engine
+
+
+def toy_engine(folder: Path, **more: Any) -> sgl.Engine:
+    settings = toy_settings(folder / "old") | {"load_format": "auto", "num_cpu_threads": 1}
+    return sgl.Engine(**settings | more)
 
 
 def sampling(num_tokens: int) -> dict[str, Any]:
@@ -153,3 +161,51 @@ def test_streams_end_with_the_old_weights_and_whoever_comes_meanwhile_gets_the_n
     assert all(a != b for a, b in zip(old, new, strict=True))
     assert "loaded in" in told[0]
     assert two_ranks.get_server_info()["model_path"] == str(folder / "new")
+
+
+def test_logprobs_of_a_prompt_begin_where_they_are_asked_for(folder: Path) -> None:
+    """Also beyond its first chunks, while later ones are planned before earlier ones are done."""
+    ids = [100 + 7 * number for number in range(100)]
+    with toy_engine(folder, chunked_prefill_size=16) as engine:
+
+        def reported(start: int) -> list[list[Any]]:
+            assert engine.flush_cache()
+            asked = {"return_logprob": True, "logprob_start_len": start}
+            answer = engine.generate(input_ids=ids, sampling_params=sampling(2), **asked)
+            rows: list[list[Any]] = answer["meta_info"]["input_token_logprobs"]
+            return rows
+
+        whole = reported(0)
+        assert [row[1] for row in whole] == ids
+        for start in (10, 33, 50, 80, 99):
+            rows = reported(start)
+            assert [row[1] for row in rows] == ids[start:]
+            assert [row[0] for row in rows] == pytest.approx(
+                [row[0] for row in whole[start:]], abs=1e-4
+            )
+
+
+def test_an_engine_in_a_process_that_was_forked_says_so(folder: Path) -> None:
+    with toy_engine(folder) as engine:
+        read_end, write_end = os.pipe()
+        if (pid := os.fork()) == 0:
+            try:
+                engine.generate("Seven", sampling(1))
+            except EngineError as error:
+                os.write(write_end, str(error).encode())
+            finally:
+                os._exit(0)
+        os.close(write_end)
+        with open(read_end, encoding="utf-8") as said:
+            assert said.read() == "the engine was shut down"
+        os.waitpid(pid, 0)
+        assert engine.generate("Seven", sampling(1))["meta_info"]["completion_tokens"] == 1
+
+
+def test_an_interrupt_ends_what_was_waited_for(folder: Path) -> None:
+    with toy_engine(folder) as engine:
+        interrupt = threading.Timer(0.5, signal.raise_signal, [signal.SIGINT])
+        interrupt.start()
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate(["Seven"] * 20, sampling(1500))
+        assert wait_until(engine.flush_cache, timeout_s=1), "it is still at work"
