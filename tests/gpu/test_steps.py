@@ -10,7 +10,7 @@ import pytest
 import torch
 from step_bench import GREEDY, MAX_LEN, NUM_ROWS, Bench
 
-from sgl.execution import sampler
+from sgl.execution import logprobs, sampler
 from sgl.execution.request_table import RequestTable
 from sgl.execution.runner import Runner, StepOutput
 from sgl.messages import Chunk, LogprobOptions, Logprobs, NewRow, pack, unpack
@@ -66,6 +66,23 @@ def test_where_memory_is_short_prompts_go_one_by_one_and_the_largest_fails(bench
     assert failed == -1
     assert decoded == bench.dense_greedy(PROMPTS[0], 2)[1]
     assert [second, third] == [bench.dense_greedy(PROMPTS[i], 1)[0] for i in (1, 2)]
+
+
+def test_where_memory_is_short_after_tokens_are_drawn_the_step_is_not_made_again(
+    bench, monkeypatch
+):
+    new = bench.new(0, logprobs=LogprobOptions(top_num=1))
+    bench.step([], [new], [bench.chunk(0, PROMPTS[0])])
+
+    def of_tokens(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(logprobs, "of_tokens", of_tokens)
+    counted = bench.runner.table.last_token_R[0].item()
+    with pytest.raises(torch.OutOfMemoryError, match="9 GiB"):
+        bench.step([0], [bench.new(1)], [bench.chunk(1, PROMPTS[1])])
+    drawn = bench.runner.table.last_token_R[0].item()
+    assert [counted, drawn] == bench.dense_greedy(PROMPTS[0], 2), "once, and not twice"
 
 
 def test_a_row_that_changes_hands_is_attended_to_anew(bench):
