@@ -211,7 +211,8 @@ def test_the_language_needs_no_torch():
 def test_an_engine_is_one_backend_for_all_programs():
     with sgl.Engine(dtype="float32", num_cpu_threads=1) as engine:
         assert backend_of(engine) is backend_of(engine)
-        state = PROGRAMS["text_qa"][0].run("What is 1+1?", backend=engine, max_new_tokens=4)
+        how = {"backend": engine, "max_new_tokens": 4, "temperature": 0}
+        state = PROGRAMS["text_qa"][0].run("What is 1+1?", **how)
         assert state["answer"]
 
 
