@@ -63,7 +63,7 @@ def make_plan(number: int, chance: random.Random) -> Plan:
         prompt_len=chance.randint(600, CONTEXT_LEN - 100) if is_long else chance.randint(1, 20),
         num_tokens=chance.randint(1, 16),
         is_stream=chance.random() < 0.5,
-        leaves_after_s=chance.uniform(0.0, 1.0) if chance.random() < SHARE_ABORTED else None,
+        leaves_after_s=chance.uniform(0.0, 0.4) if chance.random() < SHARE_ABORTED else None,
         by_rid=chance.random() < 0.3,
     )
 
