@@ -40,7 +40,7 @@ class ChatConfig:
             option.check(getattr(self, option.key))
         url = urlsplit(self.url)
         if url.scheme not in ("http", "https") or not url.hostname:
-            raise ConfigError(f"--base-url must look like http://HOST:PORT, got {self.base_url}")
+            raise ConfigError(f"--base-url must look like http://HOST:PORT, got {self.url}")
 
     @property
     def url(self) -> str:

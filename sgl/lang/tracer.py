@@ -6,7 +6,7 @@ Only where the caller asks for it (`trace`, `cache`, `compile`): the body's side
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
@@ -81,13 +81,16 @@ class Trace:
     why_ended  what it could not do without values; None if it came to its end
     """
 
-    parts: list[Part] = field(default_factory=list)
     all_parts: list[tuple[Trace, Part]] = field(default_factory=list)
     variables: list[str] = field(default_factory=list)
     why_ended: Exception | None = None
 
+    @property
+    def parts(self) -> list[Part]:
+        """Its own, without those of copies."""
+        return [part for source, part in self.all_parts if source is self]
+
     def add(self, part: Part) -> None:
-        self.parts.append(part)
         self.all_parts.append((self, part))
 
     def copy(self) -> Trace:
@@ -144,7 +147,9 @@ class TracedState:
 
     def __setitem__(self, name: str, value: Any) -> None:
         inner = value.values() if isinstance(value, dict) else value
-        if isinstance(inner, Iterable) and any(isinstance(one, Unknown) for one in inner):
+        if isinstance(value, list | tuple | set | dict) and any(
+            isinstance(one, Unknown) for one in inner
+        ):
             raise CannotTraceError(f"variable {name!r} is made of what has no value")
         self._trace.variables.append(name)
         self._trace.add(Assigned(name, value))
@@ -296,9 +301,7 @@ def _line(part: Part) -> str:
         case Joined():
             return f"join {part.mode}"
         case Assigned():
-            is_known = not isinstance(part.value, Unknown)
-            return (
-                f"{part.name} = {part.value!r}" if is_known else f"{part.name} = {part.value.name}"
-            )
+            value = part.value
+            return f"{part.name} = {value.name if isinstance(value, Unknown) else repr(value)}"
         case _:
             return repr(part)

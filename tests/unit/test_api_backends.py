@@ -514,6 +514,24 @@ def test_copies_that_ask_the_same_get_answers_of_their_own(api):
     assert len(api.requests) == 3
 
 
+def test_copies_of_a_message_that_has_begun_go_on_with_it(api):
+    names = iter(["Ada", "Bo", "Cy", "Di", "Ed"])
+    api.say = lambda body: f"Name: {next(names)}.\nJob: Countess."
+
+    @sgl.function(num_api_spec_tokens=64)
+    def two_jobs(s):
+        s += sgl.user("Construct a character.") + sgl.assistant_begin()
+        s += "Name:" + sgl.gen("name", stop="\n")
+        copies = s.fork(2)
+        copies += "\nJob:" + sgl.gen("job", stop="\n")
+        copies.join()
+
+    state = two_jobs.run(backend=openai(api))
+    assert state["job"] == [" Countess."] * 2
+    assert state["name"] == " Ada."
+    assert len(api.requests) == 1
+
+
 def test_a_process_that_was_forked_has_a_client_of_its_own(chat):
     assert two_questions.run(backend=chat)["first"] == "Paris is the capital."
     read_end, write_end = os.pipe()

@@ -33,21 +33,30 @@ class _Known:
     """A program's text, and what the model said would follow.
 
     images    of the program
+    begin     characters of it that were the program's, when the model was asked
+    num_used  characters that are, or have answered somebody: a copy that asks the same as another
+              gets an answer of its own
     is_whole  the model had no more to say
-    num_used  characters of the text, which have answered somebody: a copy that asks the same as
-              another gets an answer of its own
     """
 
     text: str
     images: Sequence[bytes]
     meta_info: dict[str, Any]
     is_whole: bool
-    num_used: int
+    begin: int
+    num_used: int = 0
 
-    def rest(self, prompt: Prompt) -> str | None:
-        """What follows on a prompt; None where that is not known, or has been used."""
-        is_free = len(prompt.text) >= self.num_used and self.text.startswith(prompt.text)
-        return self.text[len(prompt.text) :] if is_free and self.images == prompt.images else None
+    def rest(self, prompt: Prompt, *, may_be_used: bool) -> str | None:
+        """What follows on a prompt; None where that is not known, or is another's."""
+        is_free = (
+            len(prompt.text) > self.begin if may_be_used else self.num_used <= len(prompt.text)
+        )
+        is_known = self.text.startswith(prompt.text) and self.images == prompt.images
+        return self.text[len(prompt.text) :] if is_free and is_known else None
+
+    def use(self, prompt: Prompt, said: str) -> Answer:
+        self.num_used = max(self.num_used, len(prompt.text) + max(len(said), 1))
+        return Answer(said, self.meta_info)
 
 
 class Speculation(Backend):
@@ -65,13 +74,11 @@ class Speculation(Backend):
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> Answer:
         stops = (*(sampling.stop or ()), *prompt.stops)
-        for known in reversed(self._known):
-            if (rest := known.rest(prompt)) is not None:
-                said = _until(rest, stops, prompt.ahead, may_end=known.is_whole)
-                if said is not None:
-                    known.num_used = len(prompt.text) + max(len(said), 1)
-                    return Answer(said, known.meta_info)
-        if self._api.is_chat:
+        if (answer := self._told(prompt, stops, may_be_used=False)) is not None:
+            return answer
+        if self._api.is_chat:  # which would not begin another message with what it said in this
+            if (answer := self._told(prompt, stops, may_be_used=True)) is not None:
+                return answer
             return await self._message(prompt, sampling, stops)
         return await self._completion(prompt, sampling, stops)
 
@@ -87,8 +94,7 @@ class Speculation(Backend):
         said = _until(answer.text, stops, prompt.ahead, may_end=is_whole)
         if said is None:
             return await self._api.generate(prompt, sampling)
-        self._keep(prompt, answer.text, said, answer, is_whole=is_whole)
-        return Answer(said, answer.meta_info)
+        return self._keep(prompt, answer.text, answer, is_whole=is_whole).use(prompt, said)
 
     async def _message(self, prompt: Prompt, sampling: Sampling, stops: Sequence[str]) -> Answer:
         if prompt.begun is None:
@@ -105,20 +111,26 @@ class Speculation(Backend):
             rest = message[len(prompt.begun) :]
             said = _until(rest, stops, prompt.ahead, may_end=True)
             if said is not None and _agrees(rest[len(said) :], prompt.ahead):
-                self._keep(prompt, rest, said, answer, is_whole=True)
-                return Answer(said, answer.meta_info)
+                return self._keep(prompt, rest, answer, is_whole=True).use(prompt, said)
         raise BackendError(
             f"{MAX_TRIES} answers did not have the form of the program's message, which begins "
             f"with {prompt.begun!r}; the last one: {answer.text!r:.300}. Show the model an example "
             "of it, or allow more num_api_spec_tokens"
         )
 
-    def _keep(
-        self, prompt: Prompt, rest: str, said: str, answer: Answer, *, is_whole: bool
-    ) -> None:
-        num_used = len(prompt.text) + max(len(said), 1)
-        known = _Known(prompt.text + rest, prompt.images, answer.meta_info, is_whole, num_used)
-        self._known.append(known)
+    def _told(self, prompt: Prompt, stops: Sequence[str], *, may_be_used: bool) -> Answer | None:
+        """What an earlier call has told already, if it has."""
+        for known in reversed(self._known):
+            if (rest := known.rest(prompt, may_be_used=may_be_used)) is not None:
+                said = _until(rest, stops, prompt.ahead, may_end=known.is_whole)
+                if said is not None:
+                    return known.use(prompt, said)
+        return None
+
+    def _keep(self, prompt: Prompt, rest: str, answer: Answer, *, is_whole: bool) -> _Known:
+        text, begin = prompt.text + rest, len(prompt.text)
+        self._known.append(_Known(text, prompt.images, answer.meta_info, is_whole, begin))
+        return self._known[-1]
 
 
 def _begun_alike(message: str, begun: str) -> str:
